@@ -1,0 +1,103 @@
+"""A loaded network: its graph, where it came from, and how to run the original file.
+
+The graph is what is verified; the original bytes are what a witness is replayed on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from milpver.errors import QueryError
+from milpver.graph import Graph
+from milpver.linear import Float
+
+__all__ = ["GateableLayer", "Network"]
+
+
+@dataclass(frozen=True, slots=True)
+class GateableLayer:
+    """A hidden fully connected layer whose neurons can be removed.
+
+    Attributes:
+        number: 1-based position among the gateable layers, in graph order.
+        name: the ONNX tensor that is gated (the layer's post-activation).
+        width: number of neurons.
+        node: index of its Gate in the graph.
+        shape: the gated tensor's shape in the ONNX file, without a batch dimension.
+    """
+
+    number: int
+    name: str
+    width: int
+    node: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A network read from an ONNX file.
+
+    Attributes:
+        graph: the IR; every gateable layer has its Gate in it.
+        path: the file it was read from.
+        sha256: of that file's bytes, hexadecimal.
+        model: the ONNX model as bytes, weights inlined.
+        input_name, output_name: the ONNX tensors; the output is the one before a dropped softmax.
+        input_shape: without the batch dimension.
+        batch: the file's batch dimension: a number where it is fixed, None where it is free, 0 where the
+            input has none.
+        layers: the gateable layers.
+        operators: how often each ONNX operator occurs.
+        parameters: number of weights in the file.
+        softmax: whether a softmax at the end was dropped; questions about probabilities are then an error.
+        mean, std: normalisation in front of the original file, float64 [inputs], or None.
+    """
+
+    graph: Graph
+    path: Path
+    sha256: str
+    model: bytes
+    input_name: str
+    output_name: str
+    input_shape: tuple[int, ...]
+    batch: int | None
+    layers: tuple[GateableLayer, ...]
+    operators: Mapping[str, int]
+    parameters: int
+    softmax: bool = False
+    mean: Float | None = None
+    std: Float | None = None
+
+    def normalised(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Network:
+        """The network on raw data: ``(x - mean) / std`` becomes its prefix.
+
+        Args:
+            mean, std: one number for all inputs or one a channel (the first entry of ``input_shape``).
+
+        Raises:
+            QueryError: the number of entries fits neither, or an entry of std is not positive.
+        """
+        channels = self.input_shape[0] if len(self.input_shape) == 3 else 1
+        size = self.graph.inputs
+        spread: list[Float] = []
+        for name, values in (("--mean", mean), ("--std", std)):
+            if len(values) not in (1, channels):
+                raise QueryError(
+                    f"{name} has {len(values)} entries for input shape {self.input_shape}",
+                    needed=f"1 or {channels} entries",
+                    fix="give one number, or one a channel, separated by commas",
+                )
+            per_channel = np.broadcast_to(np.asarray(values, dtype=np.float64), (channels,))
+            spread.append(np.repeat(per_channel, size // channels))
+        if not np.all(np.isfinite(spread[0])) or not np.all(np.isfinite(spread[1]) & (spread[1] > 0)):
+            raise QueryError(
+                f"--mean {mean} --std {std}", needed="finite numbers, std > 0", fix="correct the numbers"
+            )
+        mean_row, std_row = spread
+        layers = tuple(replace(layer, node=layer.node + 1) for layer in self.layers)
+        graph = self.graph.prefixed(1.0 / std_row, -mean_row / std_row, "normalisation")
+        return replace(self, graph=graph, layers=layers, mean=mean_row, std=std_row)
