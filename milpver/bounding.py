@@ -1,0 +1,71 @@
+"""The contract of a bounding method: sound bounds on every node, and on rows over the output.
+
+A method is one file in ``bounds/`` with a ``BOUNDING`` object. Every number it returns is rounded outward:
+the exact value, in rational arithmetic over the graph's float64 coefficients, lies within.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from milpver.graph import Graph
+from milpver.linear import Float
+from milpver.query import Budget
+
+__all__ = ["Bounding", "Bounds", "margin_rows"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bounds:
+    """Bounds of a batch of boxes.
+
+    Attributes:
+        lower, upper: one a node of the graph, float64 [batch, size]; a Gate's are those of its output.
+        rows_lower: lower bounds of the rows over the output, float64 [batch, rows].
+    """
+
+    lower: tuple[Float, ...]
+    upper: tuple[Float, ...]
+    rows_lower: Float
+
+    def of(self, index: int) -> Bounds:
+        """The bounds of one box of the batch, as a batch of one."""
+        pick = slice(index, index + 1)
+        return Bounds(
+            tuple(part[pick] for part in self.lower),
+            tuple(part[pick] for part in self.upper),
+            self.rows_lower[pick],
+        )
+
+
+class Bounding(Protocol):
+    """A bounding method."""
+
+    @property
+    def name(self) -> str:
+        """The name it is asked for by, e.g. ``budget``."""
+
+    def bound(
+        self, graph: Graph, lower: Float, upper: Float, budget: Budget, rows: Float, device: str
+    ) -> Bounds:
+        """Bound every node and the rows over the output.
+
+        Args:
+            graph: the network.
+            lower, upper: the boxes, float64 [batch, inputs]; infinities allowed.
+            budget: the admissible masks, the same for the whole batch.
+            rows: C, float64 [batch, rows, outputs]: bounds of ``C y`` are asked for, y the output.
+            device: "auto" (a GPU where there is one), "cpu" or "cuda".
+
+        Raises:
+            QueryError: "cuda" where there is none.
+        """
+
+
+def margin_rows(labels: tuple[int, ...], outputs: int) -> Float:
+    """The rows ``f_label - f_j`` for every j != label in order, float64 [batch, outputs - 1, outputs]."""
+    eye = np.eye(outputs)
+    return np.stack([eye[label] - np.delete(eye, label, axis=0) for label in labels])

@@ -1,0 +1,1 @@
+"""Bounding methods, one file each; the registry finds them by their file names."""

@@ -1,0 +1,37 @@
+"""Interval bounds that ignore the budget: what the papers' programs are built from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from milpver.bounding import Bounds
+from milpver.bounds._interval import interval_bounds
+from milpver.bounds._tensors import TensorGraph, pick_device
+from milpver.graph import Graph
+from milpver.linear import Float
+from milpver.query import Budget
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Interval arithmetic; with ``aware`` rows count at most s removals a budget group."""
+
+    name: str
+    aware: bool
+
+    def bound(
+        self, graph: Graph, lower: Float, upper: Float, budget: Budget, rows: Float, device: str
+    ) -> Bounds:
+        """See ``milpver.bounding.Bounding``."""
+        tensors = TensorGraph(graph, pick_device(device))
+        return interval_bounds(
+            tensors,
+            tensors.tensor(lower),
+            tensors.tensor(upper),
+            budget,
+            tensors.tensor(rows),
+            aware=self.aware,
+        )
+
+
+BOUNDING = Interval("interval", aware=False)

@@ -1,0 +1,275 @@
+"""What a question ranges over: pruning budgets, input boxes, and the options of a run.
+
+Budgets are sets of masks, boxes are closed sets of inputs; both are checked against the network here, once,
+so that nothing below has to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from milpver.errors import QueryError
+from milpver.graph import Gate, Graph, Masks
+from milpver.linear import Float
+from milpver.network import GateableLayer, Network
+
+__all__ = ["Box", "Budget", "BudgetGroup", "Domain", "Options", "ball", "parse_budget", "removed_pairs"]
+
+#: Lower and upper limit of every input entry: two numbers, or two float64 arrays [inputs].
+Domain = tuple["float | Float", "float | Float"]
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetGroup:
+    """At most ``removable`` of the gates of these Gate nodes together may be removed.
+
+    Attributes:
+        nodes: indices of Gate nodes, ascending.
+        removable: s >= 1.
+    """
+
+    nodes: tuple[int, ...]
+    removable: int
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """The admissible masks: every group's limit holds; gates outside of all groups stay.
+
+    Attributes:
+        groups: disjoint groups, each with s >= 1.
+        per_layer: s_k of each gateable layer in order, as records show it.
+    """
+
+    groups: tuple[BudgetGroup, ...] = ()
+    per_layer: tuple[int, ...] = ()
+
+    def group_of(self, node: int) -> BudgetGroup | None:
+        """The group a Gate node belongs to, or None where nothing of it may be removed."""
+        return next((group for group in self.groups if node in group.nodes), None)
+
+    def admits(self, graph: Graph, removed: Masks) -> bool:
+        """Whether a mask respects every limit, counted in integers.
+
+        Args:
+            graph: the network's graph.
+            removed: Gate node -> bool [gates].
+        """
+        for node, gone in removed.items():
+            gate = graph.nodes[node]
+            if not isinstance(gate, Gate) or gone.shape != (gate.gates,):
+                return False
+            if self.group_of(node) is None and bool(gone.any()):
+                return False
+        return all(
+            sum(int(np.count_nonzero(removed[node])) for node in group.nodes if node in removed)
+            <= group.removable
+            for group in self.groups
+        )
+
+
+def parse_budget(entries: str | Sequence[int | str] | None, network: Network) -> Budget:
+    """Read a layer-wise budget.
+
+    Args:
+        entries: one entry a gateable layer, ``"2,0,10%"`` or a sequence: a number of neurons, ``0`` or ``-``
+            for none, a percentage of the layer's width (nearest integer, halves up); or ``layer=number``
+            entries, layer being the number or name of a gateable layer. None: nothing is removed.
+        network: whose layers are meant.
+
+    Raises:
+        QueryError: wrong number of entries, not a number, unknown layer, a whole layer or more.
+    """
+    layers = network.layers
+    parts = entries.split(",") if isinstance(entries, str) else [str(part) for part in entries or ()]
+    parts = [part.strip() for part in parts]
+    if entries is None or parts == [""]:
+        parts = ["0"] * len(layers)
+    if any("=" in part for part in parts):
+        named = dict(_named_entry(part, layers) for part in parts)
+        parts = [named.get(layer.number, "0") for layer in layers]
+    if len(parts) != len(layers):
+        widths = ", ".join(f"{layer.number}: {layer.name} ({layer.width} neurons)" for layer in layers)
+        raise QueryError(
+            f"budget {','.join(parts)} has {len(parts)} entries",
+            needed=f"one entry for each of the {len(layers)} gateable layers ({widths or 'there are none'})",
+            fix="give 0 for a layer that keeps all its neurons, or name layers: --budget 1=2",
+        )
+    counts = tuple(_count(part, layer) for part, layer in zip(parts, layers, strict=True))
+    groups = tuple(
+        BudgetGroup((layer.node,), count) for layer, count in zip(layers, counts, strict=True) if count
+    )
+    return Budget(groups, counts)
+
+
+def _named_entry(part: str, layers: Sequence[GateableLayer]) -> tuple[int, str]:
+    """One ``layer=number`` entry: the layer's number, and the text after the sign."""
+    name, sign, value = part.rpartition("=")
+    for layer in layers:
+        if sign and name in (str(layer.number), layer.name):
+            return layer.number, value
+    known = ", ".join(f"{layer.number} or {layer.name}" for layer in layers)
+    raise QueryError(
+        f"budget entry {part!r} names no gateable layer",
+        needed=f"one of: {known or 'this network has no gateable layer'}",
+        fix="see `milpver info MODEL` for numbers and names; give all entries as layer=number or none",
+    )
+
+
+def _count(part: str, layer: GateableLayer) -> int:
+    """Neurons that an entry allows to remove from a layer."""
+    try:
+        if part in ("", "-"):
+            count = 0
+        elif part.endswith("%"):
+            count = math.floor(Fraction(part[:-1]) * layer.width / 100 + Fraction(1, 2))
+        else:
+            count = int(part)
+    except (ValueError, ZeroDivisionError):
+        raise QueryError(
+            f"budget entry {part!r} for layer {layer.number}",
+            needed="a whole number, a percentage such as 10%, or - for none",
+            fix="correct the entry",
+        ) from None
+    if not 0 <= count < layer.width:
+        raise QueryError(
+            f"budget {part} of layer {layer.number} ({layer.name}) is {count} of its {layer.width} neurons",
+            needed=f"0 to {layer.width - 1}: a layer cannot be removed whole",
+            fix="give a smaller budget for this layer",
+        )
+    return count
+
+
+def removed_pairs(network: Network, removed: Masks) -> tuple[tuple[int, int], ...]:
+    """A mask as (layer number from 1, neuron from 0) pairs, in order."""
+    return tuple(
+        (layer.number, int(neuron))
+        for layer in network.layers
+        if layer.node in removed
+        for neuron in np.flatnonzero(removed[layer.node])
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Box:
+    """A closed box of inputs around a centre.
+
+    The exact box has corners that floats need not have, so it is held twice: rounded outward (bounds and
+    programs range over it) and rounded inward (a witness has to lie in it, exactly).
+
+    Attributes:
+        centre: x0, float64 [inputs], float32 values.
+        lower, upper: rounded outward, float64 [inputs].
+        inner_lower, inner_upper: rounded inward, float64 [inputs].
+    """
+
+    centre: Float
+    lower: Float
+    upper: Float
+    inner_lower: Float
+    inner_upper: Float
+
+    @property
+    def is_point(self) -> bool:
+        """Whether the box is its centre alone."""
+        return bool(np.array_equal(self.lower, self.upper))
+
+    def contains(self, x: Float) -> bool:
+        """Whether a point, float64 [inputs], lies in the exact closed box."""
+        return bool(np.all(x >= self.inner_lower) and np.all(x <= self.inner_upper))
+
+    def clip(self, x: Float) -> Float:
+        """The nearest point of the exact box, float64 [inputs]."""
+        return np.clip(x, self.inner_lower, self.inner_upper)
+
+    def clip_float32(self, x: Float) -> NDArray[np.float32]:
+        """The nearest float32 point of the exact box (the centre is one, so there always is)."""
+        near = self.clip(x).astype(np.float32)
+        below = near.astype(np.float64) < self.inner_lower
+        above = near.astype(np.float64) > self.inner_upper
+        near = np.where(below, np.nextafter(near, np.float32(np.inf)), near)
+        return np.where(above, np.nextafter(near, np.float32(-np.inf)), near).astype(np.float32)
+
+
+def ball(centre: Float, radius: float, domain: Domain | None) -> Box:
+    """The L-inf ball ``|x - centre| <= radius``, clipped to the domain.
+
+    Args:
+        centre: float64 [inputs], inside the domain.
+        radius: >= 0; infinity gives the domain itself.
+        domain: limits of every entry, or None.
+    """
+    low, high = domain if domain is not None else (-np.inf, np.inf)
+    down, down_error = _two_sum(centre, -radius)
+    up, up_error = _two_sum(centre, radius)
+    out_down = np.where(down_error < 0, np.nextafter(down, -np.inf), down)
+    in_down = np.where(down_error > 0, np.nextafter(down, np.inf), down)
+    out_up = np.where(up_error > 0, np.nextafter(up, np.inf), up)
+    in_up = np.where(up_error < 0, np.nextafter(up, -np.inf), up)
+    return Box(
+        centre=centre,
+        lower=np.maximum(out_down, low),
+        upper=np.minimum(out_up, high),
+        inner_lower=np.maximum(in_down, low),
+        inner_upper=np.minimum(in_up, high),
+    )
+
+
+def _two_sum(a: Float, b: float) -> tuple[Float, Float]:
+    """``a + b`` rounded, and the exact error ``(a + b) - rounded`` (Knuth's TwoSum); 0 for infinities."""
+    total = a + b
+    if not math.isfinite(b):
+        return total, np.zeros_like(total)
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a question is to be answered; the same for all inputs of a run.
+
+    Attributes:
+        solver, encoding, bounds: plug-in names.
+        timeout: wall-clock seconds for one input with all its classes.
+        gap: absolute gap at which a bracket counts as closed.
+        threads: of the solver.
+        memory: bytes, or None.
+        seed: random seed.
+        device: "auto", "cpu" or "cuda", where bounds are computed.
+        decide: margin only: stop as soon as the sign is proven.
+        solver_options: the solver's own parameters.
+    """
+
+    solver: str = "highs"
+    encoding: str = "fused"
+    bounds: str = "budget"
+    timeout: float = 60.0
+    gap: float = 1e-6
+    threads: int = 1
+    memory: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    decide: bool = False
+    solver_options: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that no run could honour."""
+        _require(self.timeout > 0, "timeout", self.timeout, "a number of seconds > 0")
+        _require(
+            self.gap >= 0 and math.isfinite(self.gap), "gap", self.gap, "a finite number >= 0, such as 1e-6"
+        )
+        _require(self.threads >= 1, "threads", self.threads, "a whole number >= 1")
+        _require(self.seed >= 0, "seed", self.seed, "a whole number >= 0")
+        _require(self.memory is None or self.memory > 0, "memory", self.memory, "bytes > 0, such as 4G")
+        _require(self.device in ("auto", "cpu", "cuda"), "device", self.device, "auto, cpu or cuda")
+
+
+def _require(holds: bool, name: str, value: object, needed: str) -> None:
+    if not holds:
+        raise QueryError(f"--{name} {value}", needed=needed, fix=f"correct --{name}")
