@@ -1,0 +1,370 @@
+"""What every MILP backend does the same way: checks before and after, a thread that can be stopped.
+
+Solvers are not trusted (statuses of all of them have been wrong in public): what comes back is compared with
+the program itself and with the start that was given, and turned into ``Stop.ERROR`` where it cannot be so.
+The underscore keeps this file out of the registry.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from scipy import sparse
+
+from milpver.errors import QueryError
+from milpver.linear import Float
+from milpver.program import Program
+from milpver.registry import near
+from milpver.solver import Availability, Limits, Progress, Solution, Stop
+
+__all__ = [
+    "Outcome",
+    "Watch",
+    "checked",
+    "checked_start",
+    "converted_option",
+    "package_availability",
+    "parse_bool",
+    "relative_violation",
+    "reserved_option",
+    "run_watched",
+    "sound",
+    "trivial",
+    "unknown_option",
+]
+
+#: Violation and objective error that is put down to a solver's tolerances, relative to the row's own size.
+SLACK = 1e-6
+#: How often the caller's thread looks at the clock, the memory and ``should_stop``, seconds.
+POLL = 0.02
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """What a backend read off its solver, before any check; fields as in ``Solution``."""
+
+    stop: Stop
+    lower: float = -np.inf
+    upper: float = np.inf
+    x: Float | None = None
+    nodes: int = 0
+    message: str = ""
+
+
+class Watch:
+    """Shared by the thread that solves and the one that waits: the last progress, and whether to stop."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._reason: Stop | None = None
+        self._begin = time.monotonic()
+        self.progress = Progress(0.0, 0, -np.inf, np.inf)
+
+    @property
+    def reason(self) -> Stop | None:
+        """Why it has to stop, or None."""
+        return self._reason
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds since the start."""
+        return time.monotonic() - self._begin
+
+    @property
+    def remaining(self) -> float:
+        """Seconds left of the limit, at least 0."""
+        return max(0.0, self._limits.seconds - self.seconds)
+
+    def cancel(self, reason: Stop) -> None:
+        """Ask the solver to stop; the first reason stands."""
+        if self._reason is None:
+            self._reason = reason
+
+    def report(self, nodes: int, lower: float, upper: float) -> bool:
+        """Called by the solving thread now and then, cheap; True asks it to stop.
+
+        Args:
+            nodes: nodes so far.
+            lower, upper: bracket on the optimum so far, infinite where there is none.
+        """
+        self.progress = Progress(self.seconds, nodes, lower, upper)
+        limits = self._limits
+        if (limits.objective_stop is not None and upper <= limits.objective_stop) or (
+            limits.bound_stop is not None and lower > limits.bound_stop
+        ):
+            self.cancel(Stop.TARGET)
+        return self._reason is not None
+
+
+def run_watched(
+    work: Callable[[], Outcome],
+    watch: Watch,
+    limits: Limits,
+    should_stop: Callable[[Progress], bool] | None,
+    interrupt: Callable[[], None] | None = None,
+) -> Outcome:
+    """Run ``work`` in a thread of its own, and watch it from this one.
+
+    The caller's thread stays in Python, so Ctrl-C (KeyboardInterrupt) reaches it at once, no signal handler
+    is needed, and ``should_stop`` is asked in the thread that passed it. Any exception, here or there, stops
+    the solver first and is raised then; a second Ctrl-C does not wait for the solver.
+
+    Args:
+        work: solves, calling ``watch.report`` when it can and returning soon after that says True.
+        watch: as given to ``work``.
+        limits: for the memory limit.
+        should_stop: see ``Solver.solve``.
+        interrupt: thread-safe call that makes the solver stop, for those whose callbacks come rarely.
+    """
+    box: list[Outcome] = []
+    failure: list[BaseException] = []
+    done = threading.Event()
+
+    def body() -> None:
+        try:
+            box.append(work())
+        except BaseException as error:  # handed over to the caller's thread below
+            failure.append(error)
+        finally:
+            done.set()
+
+    thread = threading.Thread(target=body, name="milpver-solver", daemon=True)
+    thread.start()
+    try:
+        while not done.wait(POLL):
+            if should_stop is not None and should_stop(replace(watch.progress, seconds=watch.seconds)):
+                watch.cancel(Stop.INTERRUPTED)
+            if limits.memory is not None and _resident_bytes() > limits.memory:
+                watch.cancel(Stop.MEMORY)
+            if watch.reason is not None and interrupt is not None:
+                interrupt()
+    except BaseException:
+        watch.cancel(Stop.INTERRUPTED)
+        while not done.wait(POLL):
+            if interrupt is not None:
+                interrupt()
+        thread.join()
+        raise
+    thread.join()
+    if failure:
+        raise failure[0]
+    return box[0]
+
+
+def _resident_bytes() -> int:
+    """Memory of this process now, bytes; 0 where the system does not tell (so there is no limit)."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+    return pages * _page_size()
+
+
+def _page_size() -> int:
+    import resource  # noqa: PLC0415 - Unix only, and so is /proc
+
+    return resource.getpagesize()
+
+
+def sound(program: Program) -> Program:
+    """The program with a canonical matrix (no duplicates, int32 indices), or an error.
+
+    Raises:
+        ValueError: NaN anywhere, infinite coefficients, wrong lengths, a lower bound of +inf or an upper
+            bound of -inf: a defect of whoever built it.
+    """
+    columns, rows = program.columns, program.rows
+    if program.matrix.shape != (rows, columns):
+        raise ValueError(f"matrix is {program.matrix.shape}, not {(rows, columns)}")
+    for name, length in (("lower", columns), ("upper", columns), ("integer", columns), ("row_upper", rows)):
+        if getattr(program, name).shape != (length,):
+            raise ValueError(f"{name} has shape {getattr(program, name).shape}, not {(length,)}")
+    if not (np.isfinite(program.objective).all() and np.isfinite(program.offset)):
+        raise ValueError("the objective holds NaN or infinity")
+    if not np.isfinite(program.matrix.data).all():
+        raise ValueError("the matrix holds NaN or infinity")
+    for name in ("lower", "row_lower", "upper", "row_upper"):
+        bounds = getattr(program, name)
+        wrong = np.isnan(bounds) | (bounds == (-np.inf if name.endswith("upper") else np.inf))
+        if wrong.any():
+            raise ValueError(f"{name}[{int(np.argmax(wrong))}] is {bounds[np.argmax(wrong)]}")
+    matrix = program.matrix
+    if not matrix.has_canonical_format or (matrix.nnz and not matrix.data.all()):
+        matrix = matrix.copy()
+        matrix.sum_duplicates()
+        matrix.eliminate_zeros()
+    if matrix.indices.dtype != np.int32 or matrix.indptr.dtype != np.int32:
+        parts = (matrix.data, matrix.indices.astype(np.int32), matrix.indptr.astype(np.int32))
+        matrix = sparse.csr_array(parts, shape=matrix.shape)
+    return program if matrix is program.matrix else replace(program, matrix=matrix)
+
+
+def trivial(program: Program) -> Outcome | None:
+    """The answer where bounds alone give it, which solvers disagree on how to say; None otherwise.
+
+    Crossed bounds (by any amount: they are what was asked) and programs without columns.
+    """
+    crossed = (program.lower > program.upper).any() or (program.row_lower > program.row_upper).any()
+    if crossed:
+        return Outcome(Stop.INFEASIBLE, np.inf, np.inf)
+    if program.columns:
+        return None
+    if (program.row_lower > 0).any() or (program.row_upper < 0).any():
+        return Outcome(Stop.INFEASIBLE, np.inf, np.inf)
+    return Outcome(Stop.OPTIMAL, program.offset, program.offset, np.zeros(0))
+
+
+def relative_violation(program: Program, x: Float) -> float:
+    """The largest violation at a point, each over the size of what was added up, at least 1.
+
+    Rows over ``sum_j |a_ij x_j|``, bounds over themselves, integrality absolute.
+    """
+    if not np.isfinite(x).all():
+        return np.inf
+    activity = program.matrix @ x
+    size = np.maximum(1.0, abs(program.matrix) @ np.abs(x))
+    rows = np.maximum(program.row_lower - activity, activity - program.row_upper) / size
+    columns = np.maximum(program.lower - x, x - program.upper) / np.maximum(1.0, np.abs(x))
+    fractional = np.abs(x - np.round(x))[program.integer]
+    return max(float(part.max(initial=0.0)) for part in (rows, columns, fractional))
+
+
+def checked_start(program: Program, start: Float | None) -> Float | None:
+    """A start of the right length, or None where it says nothing: all NaN, or an infinite value.
+
+    Raises:
+        ValueError: wrong length.
+    """
+    if start is None:
+        return None
+    if start.shape != (program.columns,):
+        raise ValueError(f"the start has shape {start.shape}, not {(program.columns,)}")
+    if np.isnan(start).all() or np.isinf(start).any():
+        return None
+    return start
+
+
+def checked(
+    program: Program, limits: Limits, outcome: Outcome, start: Float | None, seconds: float
+) -> Solution:
+    """The solution, its claims compared with the program and the start; what cannot be so is an ERROR.
+
+    An incumbent that violates the program beyond ``SLACK`` is dropped, and makes OPTIMAL and TARGET an
+    ERROR; a dual bound above an incumbent or a feasible start, a gap that is not closed, or "infeasible" in
+    the face of a feasible start make the whole result an ERROR, without a dual bound.
+    """
+    stop, lower, upper, x, message = outcome.stop, outcome.lower, outcome.upper, outcome.x, outcome.message
+    doubts: list[str] = []
+    if x is not None:
+        violation = relative_violation(program, x)
+        if violation > SLACK:
+            message = f"the incumbent violates the program by {violation:.3g}"
+            doubts += [message] if stop in (Stop.OPTIMAL, Stop.TARGET) else []
+            x = None
+        elif not abs(program.value(x) - upper) <= SLACK * _objective_size(program, x):
+            doubts.append(f"the incumbent's objective is {program.value(x)!r}, not {upper!r}")
+    elif stop is Stop.OPTIMAL:
+        doubts.append("optimal, but without a point")
+    if x is None:
+        upper = np.inf
+    if stop is Stop.INFEASIBLE:
+        lower = np.inf
+    doubts += _doubts_on_bound(program, limits, replace(outcome, lower=lower, upper=upper, x=x), start)
+    if doubts or stop is Stop.ERROR:
+        message = "; ".join(doubts) or message
+        return Solution(Stop.ERROR, -np.inf, upper, x, outcome.nodes, seconds, message)
+    return Solution(
+        stop, lower if x is None else min(lower, upper), upper, x, outcome.nodes, seconds, message
+    )
+
+
+def _doubts_on_bound(program: Program, limits: Limits, outcome: Outcome, start: Float | None) -> list[str]:
+    """What contradicts the dual bound."""
+    stop, lower, upper = outcome.stop, outcome.lower, outcome.upper
+    doubts: list[str] = []
+    if np.isnan(lower) or (lower == np.inf and stop is not Stop.INFEASIBLE):
+        doubts.append(f"dual bound {lower}")
+    for whose, value in (("the start's objective", _known_value(program, start)), ("the incumbent", upper)):
+        if lower > value + SLACK * max(1.0, abs(value)):
+            doubts.append(f"dual bound {lower!r} above {whose} {value!r}")
+    if stop is Stop.OPTIMAL and not upper - lower <= limits.gap + 1e-9 * max(1.0, abs(upper)):
+        doubts.append(f"optimal, but the gap is {upper - lower:.3g}")
+    return doubts
+
+
+def _objective_size(program: Program, x: Float) -> float:
+    """Size of what the objective adds up at a point, at least 1."""
+    return max(1.0, float(np.abs(program.objective) @ np.abs(x)) + abs(program.offset))
+
+
+def _known_value(program: Program, start: Float | None) -> float:
+    """The objective of a start that is a feasible point (to 1e-9), integers rounded; +inf for others."""
+    if start is None or not np.isfinite(start).all():
+        return np.inf
+    point = np.where(program.integer, np.round(start), start)
+    return program.value(point) if program.violation(point) <= 1e-9 else np.inf
+
+
+def package_availability(module: str, distribution: str, fix: str, limits: str = "") -> Availability:
+    """Whether a solver's Python package is installed; it is not imported."""
+    if find_spec(module) is None:
+        return Availability(False, reason=f"the package {distribution} is not installed; fix: {fix}")
+    try:
+        version = metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        version = "unknown"
+    return Availability(True, version, limits=limits)
+
+
+def unknown_option(solver: str, key: str, known: Iterable[str]) -> QueryError:
+    """The error for an option that a solver does not have, naming near ones."""
+    return QueryError(f"{solver} option {key!r}", needed=f"an option of {solver}", fix=near(key, known))
+
+
+def reserved_option(solver: str, key: str, owner: str) -> QueryError:
+    """The error for an option that the contract sets itself, so that what it reports stays true."""
+    return QueryError(
+        f"{solver} option {key!r}", needed="an option that milpver does not set itself", fix=owner
+    )
+
+
+def parse_bool(text: str) -> bool:
+    """``true/false``, ``on/off``, ``yes/no``, ``1/0`` in any case.
+
+    Raises:
+        ValueError: anything else.
+    """
+    lowered = text.strip().casefold()
+    if lowered in {"true", "on", "yes", "1"}:
+        return True
+    if lowered in {"false", "off", "no", "0"}:
+        return False
+    raise ValueError(f"{text!r} is neither true nor false")
+
+
+def converted_option(solver: str, key: str, text: str, convert: Callable[[str], object]) -> object:
+    """An option's value from its text.
+
+    Raises:
+        QueryError: the text is no value of the option's type.
+    """
+    try:
+        return convert(text)
+    except ValueError:
+        wanted: Mapping[Callable[[str], object], str] = {
+            int: "a whole number",
+            float: "a number",
+            parse_bool: "true or false",
+        }
+        raise QueryError(
+            f"{solver} option {key}={text}",
+            needed=wanted.get(convert, "another value"),
+            fix=f"look {key} up in the manual of {solver}",
+        ) from None

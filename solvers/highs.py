@@ -1,0 +1,306 @@
+"""HiGHS through highspy: the solver that every installation has.
+
+The program goes over as arrays (``passModel``), the search runs in a thread of its own with the GIL
+released, and HiGHS's interrupt callbacks carry the stop conditions. HiGHS keeps one scheduler a thread, so a
+thread of its own is also what lets the number of threads differ from one solve to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from milpver.errors import QueryError, SolverUnavailableError
+from milpver.linear import Float
+from milpver.program import Program
+from milpver.solver import Availability, Limits, Progress, Solution, Stop
+from milpver.solvers._common import (
+    Outcome,
+    Watch,
+    checked,
+    checked_start,
+    converted_option,
+    package_availability,
+    parse_bool,
+    reserved_option,
+    run_watched,
+    sound,
+    trivial,
+    unknown_option,
+)
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+__all__ = ["SOLVER", "Highs"]
+
+#: Feasibility and integrality tolerance asked of HiGHS; see the docstring of ``Highs``.
+TOLERANCE = 1e-9
+#: HiGHS takes entries of this size and below for zeros; its smallest allowed value.
+SMALLEST_ENTRY = 1e-12
+#: HiGHS takes bounds and costs of this size and above for infinite.
+INFINITE = 1e20
+#: HiGHS refuses entries of this size and above.
+LARGEST_ENTRY = 1e15
+#: highspy's integers for the row-wise format and for minimisation.
+ROW_WISE, MINIMISE = 2, 1
+
+#: Options that the contract sets itself, and where to say the same thing.
+RESERVED = {
+    "time_limit": "give the time limit as --timeout",
+    "mip_abs_gap": "give the gap as --gap",
+    "mip_rel_gap": "give the (absolute) gap as --gap",
+    "threads": "give the number of threads as --threads",
+    "random_seed": "give the seed as --seed",
+    "output_flag": "give log_file=FILE for a log",
+    "log_to_console": "give log_file=FILE for a log",
+    "small_matrix_value": "leave it: it would change the program",
+    "large_matrix_value": "leave it: it would change the program",
+    "infinite_bound": "leave it: it would change the program",
+    "infinite_cost": "leave it: it would change the program",
+    "user_objective_scale": "leave it: it would change the tolerances",
+    "user_bound_scale": "leave it: it would change the tolerances",
+    "mip_feasibility_tolerance": "leave it: results state the tolerance that they rest on",
+    "primal_feasibility_tolerance": "leave it: results state the tolerance that they rest on",
+    "dual_feasibility_tolerance": "leave it: results state the tolerance that they rest on",
+    "kkt_tolerance": "leave it: results state the tolerance that they rest on",
+    "read_solution_file": "give a start in place of it",
+    "read_basis_file": "give a start in place of it",
+}
+
+
+class Highs:
+    """The HiGHS backend; it holds no state."""
+
+    name = "highs"
+    tolerance = TOLERANCE
+
+    def availability(self) -> Availability:
+        """Whether highspy is installed; does not import it."""
+        return package_availability("highspy", "highspy", "pip install highspy")
+
+    def solve(
+        self,
+        program: Program,
+        limits: Limits,
+        *,
+        start: Float | None = None,
+        options: Mapping[str, str] | None = None,
+        should_stop: Callable[[Progress], bool] | None = None,
+    ) -> Solution:
+        """See ``Solver.solve``; options are those of https://ergo-code.github.io/HiGHS/stable/options/definitions/.
+
+        Raises:
+            SolverUnavailableError: highspy is not installed.
+            QueryError: an unknown option, a value that HiGHS does not take, one that ``limits`` sets.
+            ValueError: the program holds NaN, or numbers of a size that HiGHS would change silently.
+        """
+        program = sound(program)
+        _check_sizes(program)
+        start = checked_start(program, start)
+        watch = Watch(limits)
+        highspy = _highspy()
+        settings = _settings(highspy, limits, options or {})
+        outcome = trivial(program)
+        if outcome is None:
+            outcome = run_watched(
+                lambda: _minimise(highspy, program, settings, start, watch), watch, limits, should_stop
+            )
+        return checked(program, limits, outcome, start, watch.seconds)
+
+
+def _highspy() -> ModuleType:
+    try:
+        import highspy  # noqa: PLC0415 - 0.1 s, needed only to solve
+    except ImportError as error:
+        raise SolverUnavailableError(
+            f"solver highs: {error}", needed="the package highspy", fix="pip install highspy"
+        ) from error
+    return highspy
+
+
+def _check_sizes(program: Program) -> None:
+    """Refuse numbers that HiGHS would take for zero or for infinite without a word."""
+    entries = np.abs(program.matrix.data)
+    if entries.size and entries.max() >= LARGEST_ENTRY:
+        raise ValueError(f"a coefficient of size {entries.max()}: HiGHS takes less than {LARGEST_ENTRY}")
+    for name in ("objective", "lower", "upper", "row_lower", "row_upper"):
+        values = np.abs(getattr(program, name))
+        if (np.isfinite(values) & (values >= INFINITE)).any():
+            raise ValueError(f"{name} holds a finite number that HiGHS takes for infinite ({INFINITE})")
+
+
+def _settings(highspy: ModuleType, limits: Limits, options: Mapping[str, str]) -> dict[str, Any]:
+    """All options to set, the user's checked against HiGHS's own list and types."""
+    settings: dict[str, Any] = {
+        "output_flag": "log_file" in options,
+        "log_to_console": False,
+        "mip_rel_gap": 0.0,
+        "mip_abs_gap": limits.gap,
+        "threads": limits.threads,
+        "parallel": "on" if limits.threads > 1 else "off",
+        "random_seed": limits.seed % 2**31,
+        "mip_feasibility_tolerance": TOLERANCE,
+        "primal_feasibility_tolerance": TOLERANCE,
+        "dual_feasibility_tolerance": TOLERANCE,
+        "small_matrix_value": SMALLEST_ENTRY,
+    }
+    if not options:
+        return settings
+    solver = _new(highspy, {"output_flag": False})
+    known = [name for name in dir(highspy.HighsOptions) if not name.startswith("_")]
+    kinds = highspy.HighsOptionType
+    convert: dict[Any, Callable[[str], object]] = {
+        kinds.kBool: parse_bool,
+        kinds.kInt: int,
+        kinds.kDouble: float,
+        kinds.kString: str,
+    }
+    for key, text in options.items():
+        if key in RESERVED:
+            raise reserved_option("highs", key, RESERVED[key])
+        status, kind = solver.getOptionType(key)
+        if status != highspy.HighsStatus.kOk:
+            raise unknown_option("highs", key, known)
+        settings[key] = converted_option("highs", key, text, convert[kind])
+        if solver.setOptionValue(key, settings[key]) != highspy.HighsStatus.kOk:
+            raise QueryError(
+                f"highs option {key}={text}",
+                needed="a value that HiGHS takes",
+                fix=f"look {key} up in the manual of HiGHS",
+            )
+    return settings
+
+
+def _new(highspy: ModuleType, settings: Mapping[str, Any]) -> Any:
+    """A HiGHS instance with options set; the plain class, without highspy's modelling layer."""
+    solver = highspy._core._Highs()
+    for key, value in settings.items():
+        if solver.setOptionValue(key, value) != highspy.HighsStatus.kOk:
+            raise RuntimeError(f"HiGHS does not take {key} = {value!r}")
+    return solver
+
+
+def _minimise(
+    highspy: ModuleType, program: Program, settings: Mapping[str, Any], start: Float | None, watch: Watch
+) -> Outcome:
+    """Solve in this thread, which has to be a fresh one, and resolve "infeasible or unbounded"."""
+    try:
+        outcome = _run(highspy, program, settings, start, watch)
+        if outcome is not None:
+            return outcome
+        outcome = _run(highspy, program, {**settings, "presolve": "off"}, start, watch)
+        if outcome is not None:
+            return outcome
+        # Unbounded is said of the relaxation; with a feasible point it holds for the program as well
+        # (Meyer 1974, rational data). So what is left to find is whether there is one.
+        feasible = program.with_objective(np.zeros(0, dtype=np.int64), np.zeros(0), 0.0)
+        outcome = _run(highspy, feasible, settings, None, watch)
+        if outcome is not None and outcome.stop is Stop.OPTIMAL:
+            return Outcome(Stop.UNBOUNDED, nodes=outcome.nodes)
+        return outcome or Outcome(Stop.ERROR, message="HiGHS: infeasible or unbounded, it does not say which")
+    finally:
+        # Without this, threads of HiGHS may outlive this one and deadlock (HiGHS pull request 1886).
+        highspy._core._Highs.resetGlobalScheduler(False)
+
+
+def _run(
+    highspy: ModuleType, program: Program, settings: Mapping[str, Any], start: Float | None, watch: Watch
+) -> Outcome | None:
+    """One run of HiGHS; None where it says "infeasible or unbounded"."""
+    solver = _new(highspy, {**settings, "time_limit": watch.remaining})
+    if _pass(solver, program) == highspy.HighsStatus.kError:
+        return Outcome(Stop.ERROR, message="HiGHS does not take the program")
+    mixed = bool(program.integer.any())
+    if start is not None and mixed:
+        _pass_start(solver, program, start)
+
+    def callback(_kind: int, _text: str, data: Any, answer: Any, _user: object) -> None:
+        if mixed:
+            stop = watch.report(int(data.mip_node_count), data.mip_dual_bound, data.mip_primal_bound)
+        else:
+            stop = watch.reason is not None
+        if stop:
+            answer.user_interrupt = True
+
+    kinds = highspy.cb.HighsCallbackType
+    solver.setCallback(callback, None)
+    for kind in (kinds.kCallbackMipInterrupt, kinds.kCallbackSimplexInterrupt, kinds.kCallbackIpmInterrupt):
+        solver.startCallback(kind)
+    solver.run()
+    return _outcome(highspy, solver, mixed, watch)
+
+
+def _pass(solver: Any, program: Program) -> Any:
+    """Hand the program over, whole arrays at a time."""
+    matrix = program.matrix
+    return solver.passModel(
+        program.columns,
+        program.rows,
+        matrix.nnz,
+        ROW_WISE,
+        MINIMISE,
+        program.offset,
+        program.objective,
+        program.lower,
+        program.upper,
+        program.row_lower,
+        program.row_upper,
+        matrix.indptr,
+        matrix.indices,
+        matrix.data,
+        program.integer.astype(np.int32),
+    )
+
+
+def _pass_start(solver: Any, program: Program, start: Float) -> None:
+    """Hand a start over; HiGHS may reject it, which is harmless."""
+    point = np.clip(np.where(program.integer, np.round(start), start), program.lower, program.upper)
+    known = np.flatnonzero(~np.isnan(start)).astype(np.int32)
+    solver.setSolution(len(known), known, point[known])
+
+
+def _outcome(highspy: ModuleType, solver: Any, mixed: bool, watch: Watch) -> Outcome | None:
+    """Every model status of HiGHS, mapped; one that is not listed is an error."""
+    statuses = highspy.HighsModelStatus
+    status = solver.getModelStatus()
+    if status == statuses.kUnboundedOrInfeasible:
+        return None
+    stops = {
+        statuses.kOptimal: Stop.OPTIMAL,
+        statuses.kInfeasible: Stop.INFEASIBLE,
+        statuses.kUnbounded: Stop.UNBOUNDED,
+        statuses.kTimeLimit: Stop.TIMEOUT,
+        statuses.kIterationLimit: Stop.TIMEOUT,
+        statuses.kSolutionLimit: Stop.TIMEOUT,
+        statuses.kInterrupt: watch.reason or Stop.INTERRUPTED,
+        statuses.kMemoryLimit: Stop.MEMORY,
+        statuses.kObjectiveTarget: Stop.TARGET,
+        statuses.kObjectiveBound: Stop.TARGET,
+    }
+    stop = stops.get(status, Stop.ERROR)
+    said = f"HiGHS: {solver.modelStatusToString(status)}"
+    told = stop in (Stop.OPTIMAL, Stop.INFEASIBLE, Stop.UNBOUNDED, Stop.INTERRUPTED) or (
+        status in (statuses.kTimeLimit, statuses.kInterrupt)
+    )
+    info = solver.getInfo()
+    nodes = max(0, int(info.mip_node_count)) if mixed else 0
+    if stop is Stop.INFEASIBLE:
+        return Outcome(stop, np.inf, np.inf, None, nodes)
+    if stop is Stop.UNBOUNDED:
+        return Outcome(stop, -np.inf, np.inf, None, nodes)
+    x, upper = None, np.inf
+    if int(info.primal_solution_status) == int(highspy.kSolutionStatusFeasible):
+        x = np.array(solver.getSolution().col_value, dtype=np.float64)
+        upper = float(info.objective_function_value)
+    lower = -np.inf
+    if mixed:
+        lower = float(info.mip_dual_bound)
+    elif stop is Stop.OPTIMAL:
+        lower = upper
+    return Outcome(stop, lower, upper, x, nodes, "" if told else said)
+
+
+SOLVER = Highs()
