@@ -148,8 +148,15 @@ def worst_masks(
 
 def train(recipe: Recipe, data: Digits, epochs: int = EPOCHS) -> DigitsNet:
     """Train one network; the result depends on the arguments alone (on one machine)."""
-    torch.manual_seed(recipe.seed)
-    net = DigitsNet(recipe)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        net = DigitsNet(recipe)
+        fit(net, recipe, data, epochs)
+    return net
+
+
+def fit(net: DigitsNet, recipe: Recipe, data: Digits, epochs: int) -> None:
+    """Minimise the loss with and without the worst neurons; draws from torch's random numbers."""
     x, y = torch.from_numpy(data.x_train), torch.from_numpy(data.y_train)
     optimizer = torch.optim.AdamW(
         net.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
@@ -167,7 +174,6 @@ def train(recipe: Recipe, data: Digits, epochs: int = EPOCHS) -> DigitsNet:
             (0.5 * loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
             optimizer.step()
             schedule.step()
-    return net
 
 
 def to_onnx(net: DigitsNet, name: str) -> onnx.ModelProto:

@@ -67,6 +67,8 @@ SAME_FLOOR = {
     ("milpver.network", "milpver.linear"),
     ("milpver.program", "milpver.linear"),
     ("milpver.bounding", "milpver.query"),
+    ("milpver.encoding", "milpver.bounding"),
+    ("milpver.encoding", "milpver.query"),
 }
 
 #: Names that every floor may import from the public face.
