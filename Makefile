@@ -69,7 +69,7 @@ fresh:
 
 clean: fresh
 	rm -rf dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage htmlcov
-	find milpver encodings solvers onnx_models tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+	find $(wildcard milpver encodings solvers onnx_models tests bench) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
 	rm -rf '$(VENV)'

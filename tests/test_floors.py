@@ -40,6 +40,7 @@ FLOORS = {
     "milpver.properties": 3,
     "milpver.solvers": 3,
     "milpver.attack": 4,
+    "milpver.closed_form": 4,
     "milpver.encoder": 4,
     "milpver.prune": 4,
     "milpver.replay": 4,
@@ -48,6 +49,7 @@ FLOORS = {
     "milpver.witness": 4,
     "milpver.distance": 5,
     "milpver.margin": 5,
+    "milpver.run": 5,
     "milpver.verify": 5,
     "milpver": 6,
     "milpver.campaign": 6,
@@ -69,6 +71,11 @@ SAME_FLOOR = {
     ("milpver.bounding", "milpver.query"),
     ("milpver.encoding", "milpver.bounding"),
     ("milpver.encoding", "milpver.query"),
+    ("milpver.witness", "milpver.replay"),
+    ("milpver.distance", "milpver.run"),
+    ("milpver.margin", "milpver.run"),
+    ("milpver.demo", "milpver"),
+    ("milpver.demo", "milpver.picture"),
 }
 
 #: Names that every floor may import from the public face.
