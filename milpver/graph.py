@@ -184,6 +184,30 @@ class Graph:
             values.append(_value(index, node, values, x, removed))
         return values
 
+    def pullback(self, values: list[Float], rows: Float, removed: Masks | None = None) -> Float:
+        """Gradients of rows over the output with respect to the input, at the points of a trace.
+
+        Args:
+            values: of every node, as ``trace`` gives them, float64 [batch, size] each.
+            rows: float64 [batch, outputs], one functional a point.
+            removed: the removed gates, as for the trace.
+
+        Returns:
+            float64 [batch, inputs]; at a kink of ReLU the derivative is 0, of Max the first maximum's.
+        """
+        removed = removed or {}
+        slopes: list[Float | None] = [None] * len(self.nodes)
+        slopes[-1] = np.asarray(rows, dtype=np.float64)
+        for index in range(len(self.nodes) - 1, 0, -1):
+            slope, node = slopes[index], self.nodes[index]
+            if slope is None:
+                continue
+            for source, part in _slopes_of_sources(index, node, values, slope, removed):
+                before = slopes[source]
+                slopes[source] = part if before is None else before + part
+        first = slopes[0]
+        return np.zeros((len(rows), self.inputs)) if first is None else first
+
     def prefixed(self, scale: Float, shift: Float, name: str) -> Graph:
         """The same network on ``scale * x + shift`` (normalisation), scale and shift float64 [inputs]."""
         head: tuple[Node, ...] = (self.nodes[0], Affine(((0, diagonal(scale)),), shift, name))
@@ -210,6 +234,29 @@ def _value(index: int, node: Node, values: list[Float], x: Float, removed: Masks
             if gone is None:
                 return values[node.source]
             return np.where(np.atleast_2d(gone)[:, node.owner], 0.0, values[node.source])
+
+
+def _slopes_of_sources(
+    index: int, node: Node, values: list[Float], slope: Float, removed: Masks
+) -> list[tuple[int, Float]]:
+    """What a node passes back to each of its sources, by the chain rule."""
+    match node:
+        case Input():
+            return []
+        case Affine():
+            return [(source, linear.adjoint(slope)) for source, linear in node.terms]
+        case Relu():
+            return [(node.source, np.where(values[node.source] > 0, slope, 0.0))]
+        case Max():
+            windows = values[node.source][:, node.groups]
+            winner = node.groups[np.arange(node.size), windows.argmax(axis=2)]
+            back = np.zeros_like(values[node.source])
+            np.add.at(back, (np.arange(len(slope))[:, None], winner), slope)
+            return [(node.source, back)]
+        case Gate():
+            gone = removed.get(index)
+            kept = slope if gone is None else np.where(np.atleast_2d(gone)[:, node.owner], 0.0, slope)
+            return [(node.source, kept)]
 
 
 def _shifted(node: Node) -> Node:

@@ -47,6 +47,11 @@ class Dense:
         y: Float = x @ self.weight.T
         return y
 
+    def adjoint(self, g: Float) -> Float:
+        """Map rows back, ``g W``, float64 [batch, outputs] -> [batch, inputs]."""
+        x: Float = g @ self.weight
+        return x
+
     @cached_property
     def csr(self) -> sparse.csr_array:
         """The matrix, float64 [outputs, inputs]."""
@@ -77,6 +82,10 @@ class Sparse:
     def apply(self, x: Float) -> Float:
         """Map a batch, float64 [batch, inputs] -> [batch, outputs]."""
         return np.ascontiguousarray((self.matrix @ x.T).T)
+
+    def adjoint(self, g: Float) -> Float:
+        """Map rows back, ``g A``, float64 [batch, outputs] -> [batch, inputs]."""
+        return np.ascontiguousarray((self.matrix.T @ g.T).T)
 
     @property
     def csr(self) -> sparse.csr_array:
@@ -149,6 +158,10 @@ class Conv:
             for window, kernel in zip(per_group, kernels, strict=True)
         ]
         return np.ascontiguousarray(np.concatenate(parts, axis=3).transpose(0, 3, 1, 2)).reshape(len(x), -1)
+
+    def adjoint(self, g: Float) -> Float:
+        """Map rows back, ``g K``, float64 [batch, outputs] -> [batch, inputs]."""
+        return np.ascontiguousarray((self.csr.T @ g.T).T)
 
     @cached_property
     def csr(self) -> sparse.csr_array:

@@ -19,7 +19,17 @@ from milpver.graph import Gate, Graph, Masks
 from milpver.linear import Float
 from milpver.network import GateableLayer, Network
 
-__all__ = ["Box", "Budget", "BudgetGroup", "Domain", "Options", "ball", "parse_budget", "removed_pairs"]
+__all__ = [
+    "Box",
+    "Budget",
+    "BudgetGroup",
+    "Domain",
+    "Options",
+    "ball",
+    "check_inputs",
+    "parse_budget",
+    "removed_pairs",
+]
 
 #: Lower and upper limit of every input entry: two numbers, or two float64 arrays [inputs].
 Domain = tuple["float | Float", "float | Float"]
@@ -228,6 +238,69 @@ def _two_sum(a: Float, b: float) -> tuple[Float, Float]:
         return total, np.zeros_like(total)
     part = total - a
     return total, (a - (total - part)) + (b - part)
+
+
+def check_inputs(
+    network: Network, inputs: NDArray[np.float32], labels: Sequence[int], domain: Domain | None
+) -> None:
+    """Refuse inputs that the question makes no sense for.
+
+    Args:
+        network: the classifier.
+        inputs: float32 [n, inputs].
+        labels: a class for each input.
+        domain: limits of the inputs, or None.
+
+    Raises:
+        QueryError: wrong shapes, NaN or infinity, a label out of range, an input outside of the domain,
+            an empty domain, a network with one output.
+    """
+    graph = network.graph
+    if inputs.ndim != 2 or inputs.shape[1] != graph.inputs or len(labels) != len(inputs):
+        raise QueryError(
+            f"inputs of shape {inputs.shape} with {len(labels)} labels",
+            needed=f"inputs of shape [n, {graph.inputs}] and n labels",
+            fix="flatten each input to the network's input size",
+        )
+    if graph.outputs < 2:
+        raise QueryError(
+            f"{network.path.name} has {graph.outputs} output",
+            needed="a classifier with at least two outputs",
+            fix="ask this question about a classifier",
+        )
+    finite = np.isfinite(inputs).all(axis=1)
+    if not finite.all():
+        raise QueryError(
+            f"input {int(np.argmin(finite))} holds NaN or infinity",
+            needed="finite numbers",
+            fix="clean the data",
+        )
+    wrong = [(i, label) for i, label in enumerate(labels) if not 0 <= label < graph.outputs]
+    if wrong:
+        raise QueryError(
+            f"label {wrong[0][1]} of input {wrong[0][0]}",
+            needed=f"a class from 0 to {graph.outputs - 1}",
+            fix="check the labels and the network's outputs",
+        )
+    if domain is None:
+        return
+    low, high = (np.broadcast_to(np.asarray(limit, dtype=np.float64), (graph.inputs,)) for limit in domain)
+    if not np.all(low <= high):
+        raise QueryError(
+            f"an empty domain: lower limit {low[~(low <= high)][0]} above upper {high[~(low <= high)][0]}",
+            needed="lower <= upper for every entry",
+            fix="correct --domain LO,HI",
+        )
+    inside = ((inputs >= low) & (inputs <= high)).all(axis=1)
+    if not inside.all():
+        first = int(np.argmin(inside))
+        span = f"[{float(inputs[first].min()):g}, {float(inputs[first].max()):g}]"
+        limits = f"[{float(low.min()):g}, {float(high.max()):g}]"
+        raise QueryError(
+            f"input {first} spans {span}, outside of the domain {limits}",
+            needed="inputs inside the domain",
+            fix="correct --domain, or scale the data with --scale",
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ __all__ = [
     "Answer",
     "Assurance",
     "ClassBracket",
+    "Float32Margin",
     "Status",
     "Verdict",
     "judge",
@@ -190,41 +191,46 @@ def _plain(value: Any) -> Any:
     return value
 
 
+@dataclass(frozen=True, slots=True)
+class Float32Margin:
+    """A witness's margin in float32, and how far rounding can have moved it.
+
+    Attributes:
+        margin: by ONNX Runtime on the original file.
+        error: bound of its distance from the float64 margin of the same witness.
+    """
+
+    margin: float
+    error: float
+
+
 def judge(
     *,
-    lower: float | None,
-    assurance: Assurance | None,
+    rounded: Float,
+    solved: Float,
     scale: float,
-    witness_margin_float64: float | None,
-    witness_margin_float32: float | None,
-    float32_error: float,
+    witness_margin: float | None,
+    float32: Float32Margin | None,
 ) -> Answer:
     """The verdict that proven numbers allow.
 
     Args:
-        lower: proven lower bound of the worst margin.
-        assurance: what it rests on.
+        rounded: lower bounds of every class's worst margin, rounded outward, float64 [classes].
+        solved: the same on a solver's word, float64 [classes].
         scale: the margin's scale (largest |logit| met, at least 1), for the solver's tolerance.
-        witness_margin_float64: margin of a replayed witness in float64, or None.
-        witness_margin_float32: the same in float32 by ONNX Runtime, or None where it was not replayed.
-        float32_error: bound on the rounding error of ``witness_margin_float32``.
+        witness_margin: smallest margin of a replayed witness in float64, or None.
+        float32: the same witness in float32, or None where it could not be replayed.
 
     Returns:
-        ROBUST where ``lower > 0`` is proven (a solver's bound: > SOLVER_TOLERANCE * scale);
-        VULNERABLE where a replayed witness has a float64 margin <= 0 and its float32 margin does not lie
-        on the other side by more than rounding; UNKNOWN otherwise, and where both would hold.
+        ROBUST where every class's margin is proven > 0 (``rounded > 0``, or
+        ``solved > SOLVER_TOLERANCE * scale``); VULNERABLE where a witness has a float64 margin <= 0.
+        UNKNOWN otherwise, where both would hold, and where the float32 margin lies on the other side of 0
+        by more than its rounding.
     """
-    least = SOLVER_TOLERANCE * scale if assurance is Assurance.SOLVER else 0.0
-    robust = lower is not None and assurance is not None and lower > least
-    vulnerable = (
-        witness_margin_float64 is not None
-        and witness_margin_float64 <= 0
-        and witness_margin_float32 is not None
-        and witness_margin_float32 <= float32_error
-    )
-    if robust == vulnerable:
+    robust = bool(np.all((rounded > 0) | (solved > SOLVER_TOLERANCE * scale)))
+    vulnerable = witness_margin is not None and witness_margin <= 0
+    if robust == vulnerable or float32 is None:
         return Answer.UNKNOWN
-    contradicted = witness_margin_float32 is not None and witness_margin_float32 < -float32_error
-    if robust and contradicted:
-        return Answer.UNKNOWN
-    return Answer.ROBUST if robust else Answer.VULNERABLE
+    if robust:
+        return Answer.UNKNOWN if float32.margin < -float32.error else Answer.ROBUST
+    return Answer.UNKNOWN if float32.margin > float32.error else Answer.VULNERABLE

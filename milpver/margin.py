@@ -1,0 +1,371 @@
+"""Worst-case margins over all admissible masks and all inputs of a box: the main question.
+
+For each input: bounds of all competing classes at once; the closed form where there is one; otherwise the
+classes' programs, the most endangered first, until the brackets meet, the sign is proven (``decide``), or
+the time is up. Every upper bound is a replayed witness; every lower bound says what it rests on.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from milpver import registry
+from milpver.bounding import Bounds, margin_rows
+from milpver.closed_form import closed_form_gate, worst_masks
+from milpver.encoder import Encoded, encode
+from milpver.errors import QueryError, SolverUnavailableError
+from milpver.graph import Gate
+from milpver.linear import Float
+from milpver.network import Network
+from milpver.program import Program
+from milpver.query import Box, Budget, Domain, Options, ball, check_inputs, removed_pairs
+from milpver.run import Clock, RunContext, status_of
+from milpver.solver import Stop
+from milpver.verdict import (
+    SOLVER_TOLERANCE,
+    Answer,
+    Assurance,
+    ClassBracket,
+    Float32Margin,
+    Status,
+    Verdict,
+    judge,
+)
+from milpver.witness import RejectedWitnessError, Witness, check_float32, evaluate
+
+__all__ = ["margins"]
+
+#: Inputs whose bounds are computed together.
+BATCH = 128
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Query:
+    """What is the same for all inputs of a run; ``gate`` is the closed form's Gate node, or None."""
+
+    context: RunContext
+    budget: Budget
+    radius: float
+    domain: Domain | None
+    gate: int | None
+
+
+def margins(
+    network: Network,
+    inputs: NDArray[np.float32],
+    labels: Sequence[int],
+    *,
+    budget: Budget,
+    radius: float = 0.0,
+    domain: Domain | None = None,
+    options: Options | None = None,
+    indices: Sequence[int] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Iterator[Verdict]:
+    """Worst margins of many inputs, each as soon as it is done.
+
+    Args:
+        network: the classifier.
+        inputs: float32 [n, inputs], in the data's units.
+        labels: the class of each input; margins are ``f_label - f_j``.
+        budget: the admissible masks.
+        radius: of the L-inf ball around each input, clipped to the domain; 0: the input itself.
+        domain: limits of the inputs.
+        options: how to answer.
+        indices: positions in the data file, for the records.
+        should_stop: asked now and then; True ends the run with the status ``interrupted``.
+
+    Raises:
+        QueryError: a radius < 0 or not finite, a label out of range, an input outside of the domain or
+            not finite.
+        PluginError: an unknown solver, encoding or bounding.
+    """
+    if not (math.isfinite(radius) and radius >= 0):
+        raise QueryError(f"--radius {radius}", needed="a finite number >= 0", fix="correct --radius")
+    check_inputs(network, inputs, labels, domain)
+    query = _Query(
+        context=RunContext.create(network, options or Options(), should_stop),
+        budget=budget,
+        radius=radius,
+        domain=domain,
+        gate=closed_form_gate(network.graph, budget) if radius == 0 else None,
+    )
+    places = indices if indices is not None else range(len(inputs))
+    for start in range(0, len(inputs), BATCH):
+        part = slice(start, start + BATCH)
+        yield from _batch(query, inputs[part], labels[part], places[part])
+
+
+def _batch(
+    query: _Query, inputs: NDArray[np.float32], labels: Sequence[int], indices: Sequence[int]
+) -> Iterator[Verdict]:
+    """One batch: bounds together, then each input by itself."""
+    started = time.perf_counter()
+    context = query.context
+    graph = context.network.graph
+    x = inputs.astype(np.float64)
+    predicted = graph.evaluate(x).argmax(axis=1)
+    boxes = [ball(centre, query.radius, query.domain) for centre in x]
+    rows = margin_rows(tuple(labels), graph.outputs)
+    bounding = context.bounding if query.gate is None else registry.load("bounds", "budget")
+    bounds = bounding.bound(
+        graph,
+        np.stack([box.lower for box in boxes]),
+        np.stack([box.upper for box in boxes]),
+        query.budget,
+        rows,
+        context.options.device,
+    )
+    masks: NDArray[np.bool_] | None = None
+    if query.gate is not None:
+        values = graph.trace(x)[graph.nodes[query.gate].sources[0]]
+        masks = worst_masks(graph, query.budget.groups[0], values, rows)
+    share = (time.perf_counter() - started) / len(inputs)
+    for i, box in enumerate(boxes):
+        search = _Search(query, box, int(labels[i]), share)
+        if search.label == predicted[i]:
+            search.run(bounds.of(i), None if masks is None else masks[i])
+        else:
+            search.status = Status.MISCLASSIFIED
+        yield search.verdict(inputs[i], int(indices[i]), int(predicted[i]))
+
+
+class _Search:
+    """The work on one input: a bracket for each competing class, and the best witness so far.
+
+    Attributes:
+        rounded: lower bounds of every class's margin, rounded outward, float64 [classes - 1].
+        solved: the same on the solver's word.
+        upper: the smallest margin of a replayed witness for each class.
+        reason: why work on each class ended.
+    """
+
+    def __init__(self, query: _Query, box: Box, label: int, spent: float) -> None:
+        self.query = query
+        self.box = box
+        self.label = label
+        self.graph = query.context.network.graph
+        self.options = query.context.options
+        self.clock = Clock(self.options.timeout, spent)
+        self.targets = [j for j in range(self.graph.outputs) if j != label]
+        count = len(self.targets)
+        self.rounded: Float = np.full(count, -np.inf)
+        self.solved: Float = np.full(count, -np.inf)
+        self.upper: Float = np.full(count, np.inf)
+        self.reason = [Status.TIMEOUT] * count
+        self.witness: Witness | None = None
+        self.scale = 1.0
+        self.nodes = 0
+        self.status = Status.TIMEOUT
+        self.message = ""
+        self.engine = "bounds"
+
+    @property
+    def lower(self) -> Float:
+        """The lower bound of each class, whatever it rests on."""
+        return np.maximum(self.rounded, self.solved)
+
+    @property
+    def best(self) -> float:
+        """The smallest margin of a replayed witness."""
+        return float(self.upper.min())
+
+    def run(self, bounds: Bounds, masks: NDArray[np.bool_] | None) -> None:
+        """Close the bracket as far as the limits allow."""
+        self.rounded = bounds.rows_lower[0].copy()
+        try:
+            self.offer(self.box.centre, self.nothing_removed())
+            if masks is not None and self.query.gate is not None:
+                self.engine = "closed-form"
+                for mask in np.unique(masks, axis=0):
+                    self.offer(self.box.centre, {self.query.gate: mask})
+            elif not self.done():
+                self.engine = self.options.solver
+                self.search(
+                    encode(self.graph, self.box, self.query.budget, bounds, self.query.context.encoding)
+                )
+        except RejectedWitnessError as error:
+            self.status, self.message = Status.ERROR, str(error)
+            return
+        except SolverUnavailableError as error:
+            self.status, self.message = Status.UNAVAILABLE, str(error)
+            return
+        self.conclude()
+
+    def nothing_removed(self) -> dict[int, NDArray[np.bool_]]:
+        """The mask that removes nothing."""
+        nodes = [node for group in self.query.budget.groups for node in group.nodes]
+        gates = [(index, self.graph.nodes[index]) for index in nodes]
+        return {
+            index: np.zeros(gate.gates, dtype=np.bool_) for index, gate in gates if isinstance(gate, Gate)
+        }
+
+    def offer(self, x: Float, removed: Mapping[int, NDArray[np.bool_]]) -> None:
+        """Replay a candidate; its margins bound every class from above."""
+        witness = evaluate(self.graph, self.box, self.query.budget, x, removed)
+        found = witness.margins(self.label)
+        if self.witness is None or found.min() < self.best:
+            self.witness = witness
+        self.upper = np.minimum(self.upper, found)
+        self.scale = max(self.scale, float(np.abs(witness.logits).max()))
+
+    def proven(self) -> NDArray[np.bool_]:
+        """Classes whose margin is proven > 0."""
+        return (self.rounded > 0) | (self.solved > SOLVER_TOLERANCE * self.scale)
+
+    def closed(self) -> NDArray[np.bool_]:
+        """Classes that cannot change the answer: not below the best witness by more than the gap."""
+        return self.best - self.lower <= self.options.gap
+
+    def done(self) -> bool:
+        """Whether nothing is left to prove."""
+        if self.options.decide and (self.best <= 0 or bool(self.proven().all())):
+            return True
+        return bool(self.closed().all())
+
+    def open_classes(self) -> list[int]:
+        """Classes that need work, the most endangered first."""
+        settled = self.proven() | self.closed() if self.options.decide else self.closed()
+        return [int(k) for k in np.argsort(self.lower) if not settled[k]]
+
+    def search(self, encoded: Encoded) -> None:
+        """Solve the classes' programs, first with a fair share of the time each, then with all of it."""
+        program = encoded.builder.build()
+        rows = margin_rows((self.label,), self.graph.outputs)[0]
+        for share_time in (True, False):
+            tried: set[int] = set()
+            while not self.done():
+                left = [k for k in self.open_classes() if k not in tried]
+                if not left or self.status is Status.ERROR:
+                    break
+                if self.query.context.interrupted():
+                    self.status = Status.INTERRUPTED
+                    return
+                seconds = self.clock.remaining / (len(left) if share_time else 1)
+                if seconds <= 0:
+                    return
+                tried.add(left[0])
+                self.solve_class(
+                    left[0], program.with_objective(*encoded.row(rows[left[0]])), encoded, seconds
+                )
+                if self.status in (Status.INTERRUPTED, Status.MEMORY):
+                    return
+
+    def solve_class(self, k: int, program: Program, encoded: Encoded, seconds: float) -> None:
+        """Minimise one class's margin, and take from the solver what can be checked."""
+        decide = self.options.decide
+        solution = self.query.context.solve(
+            program,
+            seconds,
+            objective_stop=0.0 if decide else None,
+            bound_stop=2 * SOLVER_TOLERANCE * self.scale if decide else self.best,
+        )
+        self.nodes += solution.nodes
+        self.reason[k] = status_of(solution.stop)
+        if solution.stop in (Stop.ERROR, Stop.INFEASIBLE, Stop.UNBOUNDED):
+            said = f"the solver says {solution.stop.value}, which a margin query cannot be"
+            self.fail(k, solution.message or said)
+            return
+        if solution.x is not None:
+            self.offer(encoded.point(solution.x), encoded.removed(solution.x))
+        if solution.lower > self.upper[k] + SOLVER_TOLERANCE * self.scale:
+            bound = f"the solver's bound {solution.lower:.9g} for class {self.targets[k]}"
+            self.fail(k, f"{bound} is refuted by a replayed witness of margin {self.upper[k]:.9g}")
+            return
+        self.solved[k] = max(float(self.solved[k]), min(solution.lower, float(self.upper[k])))
+        if solution.stop in (Stop.INTERRUPTED, Stop.MEMORY):
+            self.status = status_of(solution.stop)
+
+    def fail(self, k: int, message: str) -> None:
+        """Note that the solver's answer for a class is not to be used."""
+        self.reason[k] = self.status = Status.ERROR
+        self.message = message
+
+    def conclude(self) -> None:
+        """Final status from the brackets; an answer that was refused once stays an error."""
+        if self.status is Status.ERROR:
+            return
+        if self.closed().all():
+            self.status = Status.OPTIMAL
+        elif self.done():
+            self.status = Status.DECIDED
+        elif self.status is Status.TIMEOUT and self.clock.remaining > 0:
+            self.status = Status.ERROR
+            self.message = "the solver finished, but its bound and the replayed witness do not meet"
+
+    def verdict(self, x: NDArray[np.float32], index: int, predicted: int) -> Verdict:
+        """Assemble the verdict; the best witness is replayed in float32 here."""
+        network, budget = self.query.context.network, self.query.budget
+        target: int | None = None
+        upper = float32 = check = None
+        answer = Answer.UNKNOWN
+        if self.witness is not None:
+            worst = int(self.witness.margins(self.label).argmin())
+            target, upper = self.targets[worst], self.best
+            check = check_float32(network, self.query.context.replay, self.box, self.witness)
+            float32 = Float32Margin(check.margin(self.label, target), check.margin_error(self.label, target))
+            trusted = self.status is not Status.ERROR
+            answer = judge(
+                rounded=self.rounded,
+                solved=self.solved if trusted else np.full_like(self.solved, -np.inf),
+                scale=self.scale,
+                witness_margin=upper,
+                float32=float32,
+            )
+        lower = float(self.lower.min())
+        known = math.isfinite(lower)
+        return Verdict(
+            **self.query.context.constant_fields(x),
+            index=index,
+            label=self.label,
+            predicted=predicted,
+            question="margin",
+            budget=budget.per_layer,
+            radius=self.query.radius,
+            domain=self.query.domain,
+            status=self.status,
+            verdict=answer,
+            assurance=self.assurance(lower) if known else None,
+            lower=min(lower, upper) if known and upper is not None else None,
+            upper=upper,
+            target=target,
+            removed=None if self.witness is None else removed_pairs(network, self.witness.removed),
+            nodes=self.nodes,
+            seconds=self.clock.seconds,
+            solver=self.engine,
+            witness_margin_float64=upper,
+            witness_margin_float32=None if float32 is None else float32.margin,
+            classes=() if self.witness is None else self.brackets(),
+            decide=self.options.decide,
+            message=self.message,
+            witness=None if self.witness is None else self.witness.x,
+            witness_float32=None if check is None else check.x,
+            mask=None if self.witness is None else self.witness.removed,
+        )
+
+    def assurance(self, lower: float) -> Assurance:
+        """What the overall lower bound rests on: the solver where any class needs its word for it."""
+        if self.engine == "closed-form":
+            return Assurance.CLOSED_FORM
+        return Assurance.ROUNDED if self.rounded.min() >= lower else Assurance.SOLVER
+
+    def brackets(self) -> tuple[ClassBracket, ...]:
+        """The bracket of each class, and whether it is closed, decided, or why it is open."""
+        brackets = []
+        for k, target in enumerate(self.targets):
+            lower, upper = float(self.lower[k]), float(self.upper[k])
+            status = self.reason[k]
+            if status is not Status.ERROR:
+                if upper - lower <= self.options.gap:
+                    status = Status.OPTIMAL
+                elif self.closed()[k] or self.proven()[k] or upper <= 0:
+                    status = Status.DECIDED
+            finite = min(lower, upper) if math.isfinite(lower) else None
+            brackets.append(ClassBracket(target, finite, upper, status))
+        return tuple(brackets)

@@ -1,0 +1,156 @@
+"""What every question shares while it runs: plug-ins, clock, solver calls, the constant part of a verdict."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from milpver import __version__, registry
+from milpver.bounding import Bounding
+from milpver.encoding import Encoding
+from milpver.network import Network
+from milpver.program import Program
+from milpver.query import Options
+from milpver.replay import Replay
+from milpver.solver import Limits, Progress, Solution, Solver, Stop
+from milpver.verdict import SCHEMA_VERSION, Status
+
+__all__ = ["Clock", "RunContext", "status_of"]
+
+
+class Clock:
+    """The time of one input: a limit, and what of it is left."""
+
+    def __init__(self, limit: float, spent: float = 0.0) -> None:
+        self._start = time.perf_counter() - spent
+        self._limit = limit
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent."""
+        return time.perf_counter() - self._start
+
+    @property
+    def remaining(self) -> float:
+        """Seconds left, at least 0."""
+        return max(0.0, self._limit - self.seconds)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RunContext:
+    """What is the same for all inputs of a run, whatever the question.
+
+    Attributes:
+        network: the classifier.
+        options: how to answer.
+        bounding, encoding, solver: the plug-ins that the options name.
+        replay: the original file in ONNX Runtime.
+        should_stop: asked now and then; True means that the user wants to stop.
+    """
+
+    network: Network
+    options: Options
+    bounding: Bounding
+    encoding: Encoding
+    solver: Solver
+    replay: Replay
+    should_stop: Callable[[], bool] | None = None
+
+    @classmethod
+    def create(
+        cls, network: Network, options: Options, should_stop: Callable[[], bool] | None = None
+    ) -> RunContext:
+        """Load the plug-ins and the replay session.
+
+        Raises:
+            PluginError: an unknown name.
+        """
+        return cls(
+            network=network,
+            options=options,
+            bounding=registry.load("bounds", options.bounds),
+            encoding=registry.load("encodings", options.encoding),
+            solver=registry.load("solvers", options.solver),
+            replay=Replay(network, threads=options.threads),
+            should_stop=should_stop,
+        )
+
+    def interrupted(self) -> bool:
+        """Whether the user wants to stop."""
+        return self.should_stop is not None and self.should_stop()
+
+    def solve(
+        self,
+        program: Program,
+        seconds: float,
+        *,
+        objective_stop: float | None = None,
+        bound_stop: float | None = None,
+    ) -> Solution:
+        """Minimise a program under the run's options, within ``seconds``.
+
+        Half of the gap is the solver's, so that the bracket between its bound and the replayed witness
+        closes within the whole of it.
+
+        Raises:
+            SolverUnavailableError: the solver is missing, or not licensed for this program.
+        """
+        limits = Limits(
+            seconds=seconds,
+            gap=self.options.gap / 2,
+            threads=self.options.threads,
+            seed=self.options.seed,
+            memory=self.options.memory,
+            objective_stop=objective_stop,
+            bound_stop=bound_stop,
+        )
+        return self.solver.solve(
+            program,
+            limits,
+            options=self.options.solver_options,
+            should_stop=None if self.should_stop is None else self._asked,
+        )
+
+    def _asked(self, progress: Progress) -> bool:
+        del progress
+        return self.interrupted()
+
+    def constant_fields(self, x: NDArray[np.float32]) -> dict[str, Any]:
+        """The fields of a verdict that only the run and the input decide."""
+        options = self.options
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "milpver": __version__,
+            "solver_version": self.solver.availability().version,
+            "model_sha256": self.network.sha256,
+            "encoding": options.encoding,
+            "bounds": options.bounds,
+            "gap": options.gap,
+            "timeout": options.timeout,
+            "threads": options.threads,
+            "seed": options.seed,
+            "input_sha256": hashlib.sha256(np.ascontiguousarray(x, dtype="<f4").tobytes()).hexdigest(),
+        }
+
+
+_STATUS = {
+    Stop.OPTIMAL: Status.OPTIMAL,
+    Stop.TARGET: Status.DECIDED,
+    Stop.TIMEOUT: Status.TIMEOUT,
+    Stop.MEMORY: Status.MEMORY,
+    Stop.INTERRUPTED: Status.INTERRUPTED,
+    Stop.INFEASIBLE: Status.INFEASIBLE,
+    Stop.UNBOUNDED: Status.ERROR,
+    Stop.ERROR: Status.ERROR,
+}
+
+
+def status_of(stop: Stop) -> Status:
+    """The status that a solver's stop amounts to."""
+    return _STATUS[stop]
