@@ -549,6 +549,31 @@ def test_real_npz(shared_data: Path) -> None:
     np.testing.assert_array_equal(last.transpose(0, 3, 1, 2).reshape(5, -1), nets_input)
 
 
+@given(
+    content=st.binary(max_size=80), name=st.sampled_from(["npz", "csv", "idx", "gz"]), packed=st.booleans()
+)
+def test_any_bytes_are_data_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, name: str, packed: bool
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / f"any_{name}"
+    make_folder(folder, images(), range(4))
+    path = folder
+    if name in ("npz", "csv"):
+        path = folder / f"d.{name}"
+        path.write_bytes(content)
+    elif name == "idx":
+        (folder / "t10k-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" * packed + content)
+    else:
+        (folder / "t10k-images-idx3-ubyte").unlink()
+        (folder / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(content) if packed else content)
+    try:
+        data = load_data(path)
+    except DataError:
+        return
+    assert np.isfinite(data.inputs).all()
+    assert len(data.inputs) == len(data.labels) > 0
+
+
 # ------------------------------------------------------------------------------------------------ options
 
 
