@@ -1,0 +1,1 @@
+"""ONNX operators, grouped by family; each module has a table ``LOWERINGS`` (contract: milpver.op)."""
