@@ -462,9 +462,7 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) ->
         most = ratio * min(info.compress_size, path.stat().st_size)
         _check_size(name, promised=size, held=held, most=most, count=count)
         flat = np.empty(count, dtype=dtype)
-        _read_into(stream, flat)
-        if stream.read(1):
-            raise DataError(f"{name} goes on after its last element", needed=needed, fix="save it again")
+        _read_into(stream, flat)  # to the member's end, where its checksum is compared
     return flat.reshape(shape[::-1]).T if is_fortran else flat.reshape(shape)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import itertools
+import os
 import struct
 import zipfile
 from collections.abc import Callable, Iterable
@@ -327,6 +328,16 @@ def test_npz_directory_that_promises_more_than_deflate_can_hold(tmp_path: Path) 
     refusal(DataError, lambda: load_data(path), f"promises {size} bytes", "holds")
 
 
+def test_more_data_than_can_be_held_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("milpver.data._MAX_ELEMENTS", 23)
+    folder = make_folder(tmp_path / "idx", images(), range(4))
+    refusal(DataError, lambda: load_data(folder), "has 24 elements", "at most 23")
+    npz = save(tmp_path / "d.npz", x=np.zeros((4, 6)), y=np.zeros(4))
+    refusal(DataError, lambda: load_data(npz), "array 'x' has 24 elements", "at most 23")
+
+
 def test_npz_that_is_encrypted_or_packed_otherwise(tmp_path: Path) -> None:
     path = tmp_path / "d.npz"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
@@ -581,7 +592,8 @@ def test_paths_that_hold_no_data(tmp_path: Path) -> None:
     refusal(DataError, lambda: load_data(tmp_path / "none.npz"), "none.npz does not exist")
     refusal(DataError, lambda: load_data(write(tmp_path / "d.txt", b"1,2")), "suffix '.txt'")
     refusal(DataError, lambda: load_data(write(tmp_path / "data", b"1,2")), "suffix ''")
-    refusal(DataError, lambda: load_data(Path("/dev/null")), "not a regular file")
+    refusal(DataError, lambda: load_data(Path(os.devnull)), "not a regular file")
+    refusal(DataError, lambda: load_data(Path("n" * 5000 + ".npz")), "cannot be read: File name too long")
     odd = write(tmp_path / "a\nb.npz", PNG)
     refusal(DataError, lambda: load_data(odd), "PNG")
 
