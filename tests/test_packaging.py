@@ -108,6 +108,16 @@ def test_the_wheel_of_the_sdist_is_the_same(wheel: Path, unpacked: Path, tmp_pat
     assert contents(build("wheel", unpacked, tmp_path)) == contents(wheel)
 
 
+def test_without_symlinks_the_wheel_is_the_same(wheel: Path, checkout: Path, tmp_path: Path) -> None:
+    """Where git cannot link it writes files that hold the target."""
+    copy = tmp_path / "copy"
+    shutil.copytree(checkout, copy, symlinks=True, ignore=shutil.ignore_patterns("build", "*.egg-info"))
+    for name in LINKED:
+        (copy / "milpver" / name).unlink()
+        (copy / "milpver" / name).write_text(f"../{name}")
+    assert contents(build("wheel", copy, tmp_path / "out")) == contents(wheel)
+
+
 def test_the_sdist_holds_what_development_needs(unpacked: Path, repo_root: Path) -> None:
     files = {path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*") if path.is_file()}
     assert {*TOP_FILES, ".ci/run"} <= files
