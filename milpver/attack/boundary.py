@@ -93,7 +93,8 @@ def onto_boundary(x0: Float, slope: Float, needed: Float, low: Float, high: Floa
     found = np.take_along_axis(radius, first[:, None], axis=1)[:, 0]
     found = np.where(fits.any(axis=1), found, np.where(np.isfinite(room), room, 0.0).max(axis=1, initial=0.0))
     moved = x0 - np.sign(slope) * np.maximum(found, 0.0)[:, None]
-    return np.clip(moved, low, high)
+    inside: Float = np.clip(moved, low, high)
+    return inside
 
 
 def _keep_closest(

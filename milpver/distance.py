@@ -1,0 +1,486 @@
+"""The distance to the decision boundary, d_bnd: the smallest L-inf step that changes (or ties) the class.
+
+    d_bnd = min_j min_x |x - x0|_inf   subject to  f_label(x) <= f_j(x),  x in the domain
+    (local-substitute paper, eq. 1)
+
+An attack gives the first upper bound and so the ball in which bounds are computed; classes whose certified
+radius exceeds it are dropped; the others are minimised directly, one program a class, in balls that shrink
+with the incumbent (``direct``), or the radius is bisected with one decision a class (``bisect``, the papers'
+reference). Every upper bound is a replayed adversarial input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from milpver.attack.boundary import closest_adversarials, onto_boundary
+from milpver.bounding import Bounds
+from milpver.encoder import encode
+from milpver.errors import QueryError, SolverUnavailableError
+from milpver.linear import Float
+from milpver.network import Network
+from milpver.query import Budget, Domain, Options, ball, check_inputs
+from milpver.run import Clock, RunContext, status_of
+from milpver.solver import Solution, Stop
+from milpver.verdict import Assurance, ClassBracket, Status, Verdict
+from milpver.witness import RejectedWitnessError, Witness, check_float32, evaluate
+
+__all__ = ["METHODS", "NORMS", "distances"]
+
+METHODS = ("direct", "bisect")
+NORMS = ("linf",)
+
+#: Radii that are certified together by bounds alone.
+_RADII = 16
+#: The widest ball that is searched where there is no domain, in units of max(1, |x0|).
+_WIDEST = 2.0**20
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Query:
+    """What is the same for all inputs of a run."""
+
+    context: RunContext
+    domain: Domain | None
+    method: str
+    target: int | None
+
+
+def distances(
+    network: Network,
+    inputs: NDArray[np.float32],
+    labels: Sequence[int],
+    *,
+    domain: Domain | None = None,
+    options: Options | None = None,
+    method: str = "direct",
+    norm: str = "linf",
+    target: int | None = None,
+    indices: Sequence[int] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Iterator[Verdict]:
+    """Distances of many inputs to the decision boundary, each as soon as it is done.
+
+    Args:
+        network: the classifier.
+        inputs: float32 [n, inputs], in the data's units.
+        labels: the class of each input.
+        domain: limits of the inputs; adversarial inputs lie in it.
+        options: how to answer; ``decide`` means nothing here.
+        method: ``direct`` or ``bisect``.
+        norm: ``linf``.
+        target: only this competing class, or None for the closest of all.
+        indices: positions in the data file, for the records.
+        should_stop: asked now and then; True ends the run with the status ``interrupted``.
+
+    Raises:
+        QueryError: an unknown method or norm, a target out of range or equal to a label, a label out of
+            range, an input outside of the domain or not finite.
+        PluginError: an unknown solver, encoding or bounding.
+    """
+    for name, value, known in (("method", method, METHODS), ("norm", norm, NORMS)):
+        if value not in known:
+            raise QueryError(f"--{name} {value}", needed=" or ".join(known), fix=f"correct --{name}")
+    check_inputs(network, inputs, labels, domain)
+    outputs = network.graph.outputs
+    if target is not None and not (0 <= target < outputs):
+        raise QueryError(
+            f"--target {target}", needed=f"a class from 0 to {outputs - 1}", fix="correct --target"
+        )
+    context = RunContext.create(network, options or Options(), should_stop)
+    query = _Query(context, domain, method, target)
+    places = indices if indices is not None else range(len(inputs))
+    for x, label, index in zip(inputs, labels, places, strict=True):
+        yield _Search(query, x, int(label)).verdict(int(index))
+
+
+class _Search:
+    """The work on one input.
+
+    Attributes:
+        rounded: certified radius of each target by bounds alone, float64 [targets].
+        solved: the same on the solver's word.
+        upper: distance of the closest replayed adversarial input of each target.
+    """
+
+    def __init__(self, query: _Query, x: NDArray[np.float32], label: int) -> None:
+        self.query = query
+        self.x = x
+        self.label = label
+        self.x0: Float = x.astype(np.float64)
+        self.graph = query.context.network.graph
+        self.options = query.context.options
+        self.clock = Clock(self.options.timeout)
+        self.predicted = int(self.graph.evaluate(self.x0[None])[0].argmax())
+        competitors = [j for j in range(self.graph.outputs) if j != label]
+        self.targets = competitors if query.target is None else [j for j in competitors if j == query.target]
+        count = len(self.targets)
+        self.rows = np.zeros((count, self.graph.outputs))
+        self.rows[:, label] = 1.0
+        self.rows[np.arange(count), self.targets] -= 1.0
+        self.space = ball(self.x0, math.inf, query.domain)
+        self.rounded: Float = np.zeros(count)
+        self.solved: Float = np.zeros(count)
+        self.upper: Float = np.full(count, np.inf)
+        self.impossible = np.zeros(count, dtype=np.bool_)
+        self.reason = [Status.TIMEOUT] * count
+        self.witness: Witness | None = None
+        self.nodes = 0
+        self.status = Status.TIMEOUT
+        self.message = ""
+        self.engine = "bounds"
+        if self.predicted != label:
+            self.status = Status.MISCLASSIFIED
+        elif count:
+            self.run()
+
+    @property
+    def lower(self) -> Float:
+        """The lower bound for each target, whatever it rests on."""
+        return np.maximum(self.rounded, self.solved)
+
+    @property
+    def best(self) -> float:
+        """The distance of the closest replayed adversarial input."""
+        return float(self.upper.min())
+
+    @property
+    def reach(self) -> float:
+        """The radius of the smallest ball that holds the whole domain."""
+        away = np.maximum(self.x0 - self.space.lower, self.space.upper - self.x0)
+        return float(away.max(initial=0.0))
+
+    def run(self) -> None:
+        """Close the bracket as far as the limits allow."""
+        try:
+            self.attack()
+            self.certify()
+            if self.open_targets():
+                self.engine = self.options.solver
+                (self.minimise if self.query.method == "direct" else self.bisect)()
+        except RejectedWitnessError as error:
+            self.status, self.message = Status.ERROR, str(error)
+        except SolverUnavailableError as error:
+            self.status, self.message = Status.UNAVAILABLE, str(error)
+        self.conclude()
+
+    def offer(self, x: Float) -> bool:
+        """Replay a candidate; True where it is adversarial for some target. Ties count."""
+        x = self.space.clip(x)
+        witness = evaluate(self.graph, self.space, Budget(), x, {})
+        margins = self.rows @ witness.logits
+        distance = _distance(x, self.x0)
+        hit = margins <= 0
+        if hit.any() and distance < self.best:
+            self.witness = witness
+        self.upper = np.where(hit, np.minimum(self.upper, distance), self.upper)
+        return bool(hit.any())
+
+    def offer_near(self, x: Float, target: int) -> bool:
+        """Replay a candidate that lies on the boundary up to rounding: step over it, as little as it takes.
+
+        In the linear region of x the smallest step that takes the margin to -overshoot is
+        ``overshoot / ||g||_1``; the overshoot grows from the rounding of the outputs.
+        """
+        row = self.rows[target][None]
+        for exponent in range(-15, -8):
+            values = self.graph.trace(x[None])
+            margin = float((row @ values[-1][0])[0])
+            if margin <= 0:
+                break
+            slope = self.graph.pullback(values, row)
+            overshoot = 10.0**exponent * max(1.0, float(np.abs(values[-1]).max()))
+            needed = np.array([margin + overshoot + float(slope[0] @ (self.x0 - x))])
+            x = onto_boundary(self.x0, slope, needed, self.space.inner_lower, self.space.inner_upper)[0]
+        return self.offer(x)
+
+    def attack(self) -> None:
+        """First upper bounds."""
+        if np.any(self.rows @ self.graph.evaluate(self.x0[None])[0] <= 0):
+            self.offer(self.x0)
+            return
+        space = self.space
+        found, points = closest_adversarials(
+            self.graph,
+            self.x0,
+            self.label,
+            self.targets,
+            space.inner_lower,
+            space.inner_upper,
+            steps=20,
+            seed=self.options.seed,
+        )
+        for k in np.flatnonzero(np.isfinite(found)):
+            self.offer_near(points[k], int(k))
+
+    def bounds_in(self, radii: Sequence[float]) -> Bounds:
+        """Bounds in balls around x0, one a radius."""
+        boxes = [ball(self.x0, radius, self.query.domain) for radius in radii]
+        return self.query.context.bounding.bound(
+            self.graph,
+            np.stack([box.lower for box in boxes]),
+            np.stack([box.upper for box in boxes]),
+            Budget(),
+            np.broadcast_to(self.rows, (len(radii), *self.rows.shape)),
+            self.options.device,
+        )
+
+    def certify(self) -> None:
+        """Certified radii by bounds alone: two rounds of radii for all targets at once."""
+        low, high = 0.0, min(self.best, self.reach, _WIDEST)
+        if not (math.isfinite(high) and high > 0):
+            return
+        for _ in range(2):
+            radii = np.linspace(low, high, _RADII + 1)[1:]
+            held = self.bounds_in(list(radii)).rows_lower > 0
+            for k in range(len(self.targets)):
+                certified = radii[held[:, k]]
+                self.rounded[k] = max(self.rounded[k], certified.max(initial=0.0))
+                if self.reach <= radii[-1] and held[-1, k]:
+                    self.impossible[k] = True
+            low = float(self.rounded.min())
+            high = float(radii[np.searchsorted(radii, low, side="right").clip(max=_RADII - 1)])
+
+    def open_targets(self) -> list[int]:
+        """Targets that may hold a closer adversarial input, the closest known first."""
+        order = np.lexsort((self.rounded, self.upper))
+        return [
+            int(k)
+            for k in order
+            if not self.impossible[k]
+            and self.reason[k] is not Status.ERROR
+            and self.best - self.lower[k] > self.options.gap
+        ]
+
+    def ball_radius(self, k: int) -> float:
+        """The ball to search for a target: up to the incumbent, or, without one, twice what is certified."""
+        if math.isfinite(self.best):
+            return self.best
+        scale = max(1.0, float(np.abs(self.x0).max(initial=0.0)))
+        return min(max(2 * float(self.lower[k]), scale / 8), self.reach)
+
+    def minimise(self) -> None:
+        """Solve ``min eps`` for one target after the other, in the ball of the incumbent."""
+        while left := self.open_targets():
+            if self.stopped():
+                return
+            k = min(left, key=lambda k: float(self.lower[k])) if not math.isfinite(self.best) else left[0]
+            radius = self.ball_radius(k)
+            if not math.isfinite(self.best) and radius > _WIDEST:
+                self.status = Status.ERROR
+                self.message = f"no adversarial input within {radius:g}, and no domain that ends the search"
+                return
+            share = self.clock.remaining / len(left)
+            if not self.minimise_in(k, radius, share) and not self.minimise_in(
+                k, self.ball_radius(k), self.clock.remaining
+            ):
+                return
+
+    def minimise_in(self, k: int, radius: float, seconds: float) -> bool:
+        """``min eps`` for one target in one ball; False where it could not be finished.
+
+        Rows, beside those of the network: ``x - eps <= x0``, ``x + eps >= x0``, ``f_label - f_j <= 0``.
+        """
+        if seconds <= 0:
+            return False
+        box = ball(self.x0, radius, self.query.domain)
+        bounds = self.bounds_in([radius])
+        if bounds.rows_lower[0, k] > 0:
+            self.rounded[k] = max(self.rounded[k], radius)
+            self.impossible[k] = radius >= self.reach
+            return True
+        encoded = encode(self.graph, box, Budget(), bounds, self.query.context.encoding)
+        if encoded.input is None:
+            raise ValueError("a ball of radius > 0 has input columns")
+        builder = encoded.builder
+        floor = min(float(self.lower[k]), radius)
+        eps = builder.add_columns("eps", np.array([floor]), np.array([radius]))
+        every = np.repeat(eps, len(self.x0))
+        builder.add_rows([(encoded.input, 1.0), (every, -1.0)], -np.inf, self.x0)
+        builder.add_rows([(encoded.input, 1.0), (every, 1.0)], self.x0, np.inf)
+        columns, coefficients, constant = encoded.row(self.rows[k])
+        builder.add_matrix_rows([(columns, coefficients.reshape(1, -1))], -np.inf, -constant, 1)
+        program = builder.build().with_objective(eps, np.ones(1), 0.0)
+        solution = self.query.context.solve(program, seconds, bound_stop=self.best)
+        return self.take(k, solution, radius, None if solution.x is None else encoded.point(solution.x))
+
+    def take(self, k: int, solution: Solution, radius: float, point: Float | None) -> bool:
+        """Take from a solver's answer what can be checked; False where it did not finish."""
+        self.nodes += solution.nodes
+        self.reason[k] = status_of(solution.stop)
+        if point is not None:
+            self.offer_near(point, k)
+        if solution.stop in (Stop.ERROR, Stop.UNBOUNDED):
+            self.fail(k, solution.message or f"the solver says {solution.stop.value}, which cannot be")
+            return True
+        bound = radius if solution.stop is Stop.INFEASIBLE else min(solution.lower, radius)
+        if bound > self.upper[k] + self.options.gap:
+            self.fail(
+                k,
+                f"the solver's bound {bound:.9g} for class {self.targets[k]} is refuted by a replayed "
+                f"adversarial input at distance {self.upper[k]:.9g}",
+            )
+            return True
+        self.solved[k] = max(float(self.solved[k]), min(bound, float(self.upper[k])))
+        if solution.stop is Stop.INFEASIBLE and radius >= self.reach:
+            self.impossible[k] = True
+        if solution.stop in (Stop.MEMORY, Stop.INTERRUPTED):
+            self.status = status_of(solution.stop)
+            return False
+        if solution.stop is Stop.OPTIMAL and self.best - self.lower[k] > self.options.gap:
+            self.fail(k, "the solver finished, but its bound and the replayed adversarial input do not meet")
+        return solution.stop is not Stop.TIMEOUT
+
+    def fail(self, k: int, message: str) -> None:
+        """Note that the solver's answer for a target is not to be used."""
+        self.reason[k] = self.status = Status.ERROR
+        self.message = message
+
+    def stopped(self) -> bool:
+        """Whether time is up or the user wants to stop."""
+        if self.query.context.interrupted():
+            self.status = Status.INTERRUPTED
+            return True
+        return self.clock.remaining <= 0
+
+    def bisect(self) -> None:
+        """Bisect the radius; at each one a decision for every target: is there an adversarial input?
+
+        Where there is none yet, the radius doubles. One that is met is replayed and becomes the upper end.
+        """
+        while left := self.open_targets():
+            low = min(float(self.lower[k]) for k in left)
+            middle = (low + self.best) / 2 if math.isfinite(self.best) else self.ball_radius(left[0])
+            if middle > _WIDEST and not math.isfinite(self.best):
+                self.status = Status.ERROR
+                self.message = f"no adversarial input within {middle:g}, and no domain that ends the search"
+                return
+            bounds = self.bounds_in([middle])
+            encoded = encode(
+                self.graph,
+                ball(self.x0, middle, self.query.domain),
+                Budget(),
+                bounds,
+                self.query.context.encoding,
+            )
+            base = encoded.builder.build()
+            for k in left:
+                if self.lower[k] >= middle:
+                    continue
+                if self.stopped():
+                    return
+                if bounds.rows_lower[0, k] > 0:
+                    self.rounded[k] = max(self.rounded[k], middle)
+                    self.impossible[k] = middle >= self.reach
+                    continue
+                program = base.with_objective(*encoded.row(self.rows[k]))
+                solution = self.query.context.solve(
+                    program, self.clock.remaining, objective_stop=0.0, bound_stop=0.0
+                )
+                self.nodes += solution.nodes
+                self.reason[k] = status_of(solution.stop)
+                if solution.stop in (Stop.ERROR, Stop.INFEASIBLE, Stop.UNBOUNDED):
+                    self.fail(
+                        k, solution.message or f"the solver says {solution.stop.value}, which cannot be"
+                    )
+                elif (
+                    solution.x is not None
+                    and solution.upper <= 0
+                    and self.offer_near(encoded.point(solution.x), k)
+                ):
+                    break
+                elif solution.lower > 0 or solution.stop is Stop.OPTIMAL:
+                    self.solved[k] = max(float(self.solved[k]), middle)
+                    self.impossible[k] = middle >= self.reach
+                else:
+                    if solution.stop in (Stop.MEMORY, Stop.INTERRUPTED):
+                        self.status = status_of(solution.stop)
+                    return
+
+    def conclude(self) -> None:
+        """Final status from the brackets."""
+        if self.status in (Status.ERROR, Status.UNAVAILABLE):
+            return
+        if self.impossible.all():
+            self.status = Status.INFEASIBLE
+        elif not self.open_targets():
+            self.status = Status.OPTIMAL
+
+    def verdict(self, index: int) -> Verdict:
+        """Assemble the verdict; the closest adversarial input is replayed in float32 here."""
+        context, witness = self.query.context, self.witness
+        known = self.status is not Status.MISCLASSIFIED and len(self.targets) > 0
+        lower: float | None = None
+        assurance: Assurance | None = None
+        if known:
+            reachable = ~self.impossible if not self.impossible.all() else self.impossible
+            lower = min(float(self.lower[reachable].min()), self.best)
+            certain = min(float(self.rounded[reachable].min()), self.best) >= lower
+            assurance = Assurance.ROUNDED if certain else Assurance.SOLVER
+        check = target = margin = None
+        if witness is not None:
+            k = int((self.rows @ witness.logits).argmin())
+            target, margin = self.targets[k], float(self.rows[k] @ witness.logits)
+            check = check_float32(context.network, context.replay, self.space, witness)
+        return Verdict(
+            **context.constant_fields(self.x),
+            index=index,
+            label=self.label,
+            predicted=self.predicted,
+            question="distance",
+            budget=None,
+            radius=None,
+            domain=self.query.domain,
+            status=self.status,
+            verdict=None,
+            assurance=assurance,
+            lower=lower,
+            upper=self.best if witness is not None else None,
+            target=target,
+            removed=None,
+            nodes=self.nodes,
+            seconds=self.clock.seconds,
+            solver=self.engine,
+            witness_margin_float64=margin,
+            witness_margin_float32=None
+            if check is None or target is None
+            else check.margin(self.label, target),
+            classes=self.brackets() if known else (),
+            norm="linf",
+            method=self.query.method,
+            requested_target=self.query.target,
+            adversarial=None if witness is None else tuple(witness.x.tolist()),
+            adversarial_label=target,
+            message=self.message,
+            witness=None if witness is None else witness.x,
+            witness_float32=None if check is None else check.x,
+        )
+
+    def brackets(self) -> tuple[ClassBracket, ...]:
+        """The bracket of each target."""
+        brackets = []
+        for k, target in enumerate(self.targets):
+            lower, upper = float(self.lower[k]), float(self.upper[k])
+            status = self.reason[k]
+            if self.impossible[k]:
+                status = Status.INFEASIBLE
+            elif status is not Status.ERROR:
+                if upper - lower <= self.options.gap:
+                    status = Status.OPTIMAL
+                elif self.best - lower <= self.options.gap:
+                    status = Status.DECIDED
+            brackets.append(
+                ClassBracket(target, min(lower, upper), upper if math.isfinite(upper) else None, status)
+            )
+        return tuple(brackets)
+
+
+def _distance(x: Float, x0: Float) -> float:
+    """``|x - x0|_inf``, rounded upward."""
+    largest = float(np.abs(x - x0).max(initial=0.0))
+    return largest if largest == 0.0 else math.nextafter(largest, math.inf)

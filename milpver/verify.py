@@ -1,0 +1,255 @@
+"""The questions as plain functions: one input or a batch in, verdicts out.
+
+No printing, no global state, no signal handlers; the command line stands on the generators behind them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from milpver.distance import distances
+from milpver.errors import QueryError
+from milpver.margin import margins
+from milpver.network import Network
+from milpver.query import Domain, Options, parse_budget
+from milpver.verdict import Verdict
+
+__all__ = ["boundary_distance", "worst_margin"]
+
+
+@overload
+def worst_margin(
+    network: Network,
+    x: ArrayLike,
+    label: int,
+    *,
+    budget: str | Sequence[int | str] | None = None,
+    radius: float = 0.0,
+    domain: Domain | None = None,
+    decide: bool = False,
+    solver: str = "highs",
+    encoding: str = "fused",
+    bounds: str = "budget",
+    timeout: float = 60.0,
+    gap: float = 1e-6,
+    threads: int = 1,
+    memory: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    solver_options: Mapping[str, str] | None = None,
+) -> Verdict: ...
+
+
+@overload
+def worst_margin(
+    network: Network,
+    x: ArrayLike,
+    label: Sequence[int] | NDArray[np.int64],
+    *,
+    budget: str | Sequence[int | str] | None = None,
+    radius: float = 0.0,
+    domain: Domain | None = None,
+    decide: bool = False,
+    solver: str = "highs",
+    encoding: str = "fused",
+    bounds: str = "budget",
+    timeout: float = 60.0,
+    gap: float = 1e-6,
+    threads: int = 1,
+    memory: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    solver_options: Mapping[str, str] | None = None,
+) -> tuple[Verdict, ...]: ...
+
+
+def worst_margin(
+    network: Network,
+    x: ArrayLike,
+    label: int | Sequence[int] | NDArray[np.int64],
+    *,
+    budget: str | Sequence[int | str] | None = None,
+    radius: float = 0.0,
+    domain: Domain | None = None,
+    decide: bool = False,
+    solver: str = "highs",
+    encoding: str = "fused",
+    bounds: str = "budget",
+    timeout: float = 60.0,
+    gap: float = 1e-6,
+    threads: int = 1,
+    memory: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    solver_options: Mapping[str, str] | None = None,
+) -> Verdict | tuple[Verdict, ...]:
+    """Find the smallest margin over every admissible mask and every input of the ball.
+
+    Args:
+        network: the classifier, from ``milpver.load``.
+        x: one input (any shape with the network's number of entries, in its order) or, with a sequence of
+            labels, a batch of them along the first axis. Taken as float32.
+        label: the class asked about, one for each input.
+        budget: neurons removable a gateable layer, as ``--budget`` takes it ("2,1", [2, 1], "10%,0").
+            None: nothing is removed.
+        radius: of the L-inf ball, in the data's units.
+        domain: (lower, upper) limits of the inputs, numbers or float64 arrays [inputs].
+        decide: stop as soon as the sign of the margin is proven.
+        solver, encoding, bounds, timeout, gap, threads, memory, seed, device: as in ``Options``.
+        solver_options: the solver's own parameters.
+
+    Returns:
+        A verdict, or a tuple of them for a batch.
+
+    Raises:
+        QueryError: a budget, radius, label, domain or option that makes no sense for this network.
+        PluginError: an unknown solver, encoding or bounding.
+    """
+    options = Options(
+        solver=solver,
+        encoding=encoding,
+        bounds=bounds,
+        timeout=timeout,
+        gap=gap,
+        threads=threads,
+        memory=memory,
+        seed=seed,
+        device=device,
+        decide=decide,
+        solver_options=solver_options,
+    )
+    inputs, labels = _batch(network, x, label)
+    found = margins(
+        network,
+        inputs,
+        labels,
+        budget=parse_budget(budget, network),
+        radius=float(radius),
+        domain=domain,
+        options=options,
+    )
+    return tuple(found) if np.ndim(label) else next(found)
+
+
+@overload
+def boundary_distance(
+    network: Network,
+    x: ArrayLike,
+    label: int,
+    *,
+    domain: Domain | None = None,
+    method: str = "direct",
+    norm: str = "linf",
+    target: int | None = None,
+    solver: str = "highs",
+    encoding: str = "fused",
+    bounds: str = "budget",
+    timeout: float = 60.0,
+    gap: float = 1e-6,
+    threads: int = 1,
+    memory: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    solver_options: Mapping[str, str] | None = None,
+) -> Verdict: ...
+
+
+@overload
+def boundary_distance(
+    network: Network,
+    x: ArrayLike,
+    label: Sequence[int] | NDArray[np.int64],
+    *,
+    domain: Domain | None = None,
+    method: str = "direct",
+    norm: str = "linf",
+    target: int | None = None,
+    solver: str = "highs",
+    encoding: str = "fused",
+    bounds: str = "budget",
+    timeout: float = 60.0,
+    gap: float = 1e-6,
+    threads: int = 1,
+    memory: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    solver_options: Mapping[str, str] | None = None,
+) -> tuple[Verdict, ...]: ...
+
+
+def boundary_distance(
+    network: Network,
+    x: ArrayLike,
+    label: int | Sequence[int] | NDArray[np.int64],
+    *,
+    domain: Domain | None = None,
+    method: str = "direct",
+    norm: str = "linf",
+    target: int | None = None,
+    solver: str = "highs",
+    encoding: str = "fused",
+    bounds: str = "budget",
+    timeout: float = 60.0,
+    gap: float = 1e-6,
+    threads: int = 1,
+    memory: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    solver_options: Mapping[str, str] | None = None,
+) -> Verdict | tuple[Verdict, ...]:
+    """Find the distance from an input to the closest one of another class (or tied with one).
+
+    Args:
+        network: the classifier, from ``milpver.load``.
+        x: one input or, with a sequence of labels, a batch along the first axis. Taken as float32.
+        label: the class of each input.
+        domain: (lower, upper) limits of the inputs, numbers or float64 arrays [inputs].
+        method: ``direct`` minimisation, or ``bisect`` on the radius (the papers' reference).
+        norm: ``linf``.
+        target: only this competing class.
+        solver, encoding, bounds, timeout, gap, threads, memory, seed, device: as in ``Options``.
+        solver_options: the solver's own parameters.
+
+    Returns:
+        A verdict, or a tuple of them for a batch; distances are in the data's units.
+
+    Raises:
+        QueryError: a label, target, domain or option that makes no sense for this network.
+        PluginError: an unknown solver, encoding or bounding.
+    """
+    options = Options(
+        solver=solver,
+        encoding=encoding,
+        bounds=bounds,
+        timeout=timeout,
+        gap=gap,
+        threads=threads,
+        memory=memory,
+        seed=seed,
+        device=device,
+        solver_options=solver_options,
+    )
+    inputs, labels = _batch(network, x, label)
+    found = distances(
+        network, inputs, labels, domain=domain, options=options, method=method, norm=norm, target=target
+    )
+    return tuple(found) if np.ndim(label) else next(found)
+
+
+def _batch(
+    network: Network, x: ArrayLike, label: int | Sequence[int] | NDArray[np.int64]
+) -> tuple[NDArray[np.float32], list[int]]:
+    """Inputs as float32 [n, inputs] and labels as a list."""
+    labels = [int(each) for each in np.atleast_1d(np.asarray(label))]
+    values = np.asarray(x, dtype=np.float32)
+    if values.size != len(labels) * network.graph.inputs:
+        raise QueryError(
+            f"{len(labels)} labels and an array of shape {values.shape}",
+            needed=f"{network.graph.inputs} entries an input",
+            fix="pass one label an input, and inputs of the network's size",
+        )
+    return values.reshape(len(labels), network.graph.inputs), labels
