@@ -41,7 +41,7 @@ class Limits:
         gap: absolute gap between incumbent and dual bound at which the program counts as solved.
         threads: number of threads, at least 1.
         seed: random seed.
-        memory: bytes, or None for no limit (ignored by solvers that have no such limit).
+        memory: bytes that the process may hold while solving (as far as the system tells), or None.
         objective_stop: stop as soon as an incumbent has an objective <= this.
         bound_stop: stop as soon as the dual bound is > this.
     """
@@ -133,11 +133,14 @@ class Solver(Protocol):
         Args:
             program: what to solve.
             limits: when to stop.
-            start: a feasible point to start from, float64 [columns], NaN where unknown; a hint only.
+            start: a feasible point to start from, float64 [columns], NaN where unknown; a hint only. A
+                complete one also guards: a dual bound above it, or "infeasible", becomes ``Stop.ERROR``.
             options: the solver's own parameters.
-            should_stop: asked now and then; True interrupts (``Stop.INTERRUPTED``).
+            should_stop: asked now and then in the caller's thread; True interrupts (``Stop.INTERRUPTED``).
 
         Raises:
             SolverUnavailableError: not installed, not licensed, or the licence is too small.
-            QueryError: an unknown option.
+            QueryError: an unknown option, a value the solver does not take, one that ``limits`` sets.
+            ValueError: the program holds NaN or misplaced infinities, or the start has a wrong length.
+            KeyboardInterrupt: Ctrl-C, once the solver has stopped; ``should_stop`` saw the last bracket.
         """
