@@ -7,7 +7,7 @@ network is the rational arithmetic of these float64 coefficients.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeAlias
 
@@ -15,7 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-__all__ = ["Conv", "Dense", "Float", "Int", "LinearMap", "Sparse", "diagonal", "identity", "selection"]
+__all__ = [
+    "Conv",
+    "Dense",
+    "Float",
+    "Int",
+    "LinearMap",
+    "Sparse",
+    "diagonal",
+    "identity",
+    "magnitude",
+    "selection",
+]
 
 Float: TypeAlias = NDArray[np.float64]
 Int: TypeAlias = NDArray[np.int64]
@@ -202,6 +213,17 @@ def identity(size: int) -> Sparse:
 def diagonal(scale: Float) -> Sparse:
     """``y = scale * x``, scale float64 [size]."""
     return Sparse(sparse.csr_array(sparse.diags_array(np.asarray(scale, dtype=np.float64))))
+
+
+def magnitude(linear: LinearMap) -> LinearMap:
+    """``|M|``: the map of the coefficients' absolute values, for bounds on rounding errors."""
+    match linear:
+        case Dense():
+            return Dense(np.abs(linear.weight))
+        case Sparse():
+            return Sparse(abs(linear.matrix))
+        case Conv():
+            return replace(linear, kernel=np.abs(linear.kernel))
 
 
 def selection(indices: Int, inputs: int) -> Sparse:

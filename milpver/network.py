@@ -44,7 +44,7 @@ class Network:
     Attributes:
         graph: the IR; every gateable layer has its Gate in it.
         path: the file it was read from.
-        sha256: of that file's bytes, hexadecimal.
+        sha256: of ``model``, hexadecimal; that is the file's own, unless it keeps weights in other files.
         model: the ONNX model as bytes, weights inlined.
         input_name, output_name: the ONNX tensors; the output is the one before a dropped softmax.
         input_shape: without the batch dimension.
@@ -53,6 +53,7 @@ class Network:
         layers: the gateable layers.
         operators: how often each ONNX operator occurs.
         parameters: number of weights in the file.
+        dtype: the input's element type in the file, in which ONNX Runtime computes.
         softmax: whether a softmax at the end was dropped; questions about probabilities are then an error.
         mean, std: normalisation in front of the original file, float64 [inputs], or None.
     """
@@ -68,6 +69,7 @@ class Network:
     layers: tuple[GateableLayer, ...]
     operators: Mapping[str, int]
     parameters: int
+    dtype: str = "float32"
     softmax: bool = False
     mean: Float | None = None
     std: Float | None = None

@@ -380,6 +380,7 @@ def _network(
         layers=layers,
         operators=dict(Counter(_operator(node) for node in file.model.graph.node)),
         parameters=_parameters(file, nodes),
+        dtype=source.dtype.name,
         softmax=bool(result.logits),
     )
 

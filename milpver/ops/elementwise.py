@@ -45,8 +45,10 @@ def mul(call: Call) -> Value:
         return call.folded(left.array * right.array)
     if isinstance(left, Tensor) and isinstance(right, Tensor):
         raise UnsupportedError("multiplies two tensors that are both computed from the network's input")
-    tensor, constant = (left, right) if isinstance(left, Tensor) else (right, left)
-    tensor, factor = _aligned(call, tensor, constant)
+    if isinstance(left, Tensor):
+        tensor, factor = _aligned(call, left, right)
+    else:
+        tensor, factor = _aligned(call, call.tensor(1), left)
     return call.scaled(tensor, factor, np.zeros(tensor.shape))
 
 

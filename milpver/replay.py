@@ -1,0 +1,423 @@
+"""The original file with a mask applied: in ONNX Runtime, as a file of its own, and how exact float32 is.
+
+The IR is not what a user runs. So a witness is replayed on the ONNX file itself, into which a multiplication
+by the mask is inserted behind every gated tensor; ``float32_error`` says how far such a run may lie from the
+exact network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from milpver.errors import ModelError
+from milpver.graph import Affine, Gate, Graph, Input, Masks, Max, Node, Relu
+from milpver.linear import Float, magnitude
+from milpver.network import GateableLayer, Network
+from milpver.onnx_file import DEFAULT_DOMAINS, first_line
+
+__all__ = ["Replay", "float32_error", "pruned_model"]
+
+Float32 = NDArray[np.float32]
+
+#: Roundings a layer may have beside its sums and products: a normalisation folded into it, a reciprocal.
+_SLACK = 8
+
+#: Inputs in one run of a network with a free batch.
+_CHUNK = 1024
+
+#: The newest file format that every supported ONNX Runtime reads.
+_OLD_FORMAT = 8
+
+
+class Replay:
+    """The original file in ONNX Runtime, every gateable layer multiplied by a mask.
+
+    Args:
+        network: the network; its normalisation is part of what runs.
+        threads: of ONNX Runtime.
+
+    Raises:
+        ModelError: ONNX Runtime does not accept the file.
+    """
+
+    def __init__(self, network: Network, threads: int = 1) -> None:
+        import onnx  # noqa: PLC0415  only where a network is run
+
+        self._network = network
+        self._dtype = np.dtype(network.dtype)
+        model = _prepared(network)
+        types = _element_types(network, model)
+
+        def masked(layer: GateableLayer) -> str:
+            name = f"milpver_mask_{layer.number}"
+            entry = onnx.helper.make_tensor_value_info(name, types[layer.name], None)
+            model.graph.input.append(entry)
+            return name
+
+        _insert(model, network.layers, masked, lambda _layer, _name: ())
+        self._mask_types = {
+            layer.number: np.dtype(onnx.helper.tensor_dtype_to_np_dtype(types[layer.name]))
+            for layer in network.layers
+        }
+        _cut(model, network)
+        self._session = _session(network, model, threads)
+
+    def outputs(self, x: NDArray[np.floating[Any]], removed: Masks | None = None) -> Float32:
+        """Outputs in the arithmetic of the file (float32, as a rule), before a dropped softmax.
+
+        Args:
+            x: float32 [batch, inputs], not yet normalised.
+            removed: Gate node -> bool [gates] or [batch, gates]; absent: none.
+
+        Returns:
+            float32 [batch, outputs].
+
+        Raises:
+            ModelError: ONNX Runtime fails on the network.
+            ValueError: shapes do not fit, or a mask belongs to no gateable layer.
+        """
+        network = self._network
+        x = np.asarray(x, dtype=np.float32)
+        if x.ndim != 2 or x.shape[1] != network.graph.inputs:
+            raise ValueError(f"inputs of shape {x.shape} for a network with {network.graph.inputs} inputs")
+        if len(x) == 0:
+            return np.zeros((0, network.graph.outputs), dtype=np.float32)
+        masks = _mask_arrays(network, removed or {}, len(x))
+        step = _CHUNK if network.batch is None else max(network.batch, 1)
+        parts = [
+            self._run(x[start : start + step], {n: m[start : start + step] for n, m in masks.items()})
+            for start in range(0, len(x), step)
+        ]
+        return np.concatenate(parts)
+
+    def _run(self, x: Float32, masks: dict[int, NDArray[np.bool_]]) -> Float32:
+        """One run: as many inputs as the file takes at once, or fewer."""
+        network = self._network
+        count = len(x)
+        lead: tuple[int, ...] = (
+            (count,) if network.batch is None else (network.batch,) if network.batch else ()
+        )
+        filled = lead[0] if lead else 1
+        if filled > count:  # a fixed batch, filled up with copies of the last input
+            rows = np.minimum(np.arange(filled), count - 1)
+            x, masks = x[rows], {number: mask[rows] for number, mask in masks.items()}
+        with np.errstate(over="ignore"):
+            feeds = {network.input_name: x.reshape(*lead, *network.input_shape).astype(self._dtype)}
+        for layer in network.layers:
+            # where only one input runs at a time the mask has no batch axis: the tensor may have lost it
+            shape = layer.shape if filled == 1 and network.batch is not None else (filled, *layer.shape)
+            kept = ~masks[layer.number]
+            feeds[f"milpver_mask_{layer.number}"] = kept.reshape(shape).astype(self._mask_types[layer.number])
+        try:
+            (found,) = self._session.run([network.output_name], feeds)
+        except Exception as error:
+            raise _runtime_error(network, error) from error
+        result: Float32 = np.asarray(found).reshape(filled, -1)[:count].astype(np.float32)
+        return result
+
+
+def pruned_model(network: Network, removed: Masks) -> bytes:
+    """The network as an ONNX file with a mask burnt in, for anyone to run.
+
+    Inputs, outputs and everything else are the file's own; a constant multiplication stands behind each layer
+    that loses neurons. The normalisation of ``Network.normalised`` becomes part of the file.
+
+    Args:
+        network: the network.
+        removed: Gate node -> bool [gates].
+
+    Raises:
+        ValueError: a mask belongs to no gateable layer, or has the wrong length.
+    """
+    import onnx  # noqa: PLC0415  only where a network is written
+
+    masks = _mask_arrays(network, removed, 1)
+    model = onnx.ModelProto.FromString(network.model)
+    layers = [layer for layer in network.layers if masks[layer.number].any()]
+    types = _element_types(network, model)
+    _normalise(model, network)
+
+    def constant(layer: GateableLayer, name: str) -> tuple[Any, ...]:
+        kind = onnx.helper.tensor_dtype_to_np_dtype(types[layer.name])
+        values = (~masks[layer.number][0]).reshape(layer.shape).astype(kind)
+        tensor = onnx.numpy_helper.from_array(values, name)
+        return (onnx.helper.make_node("Constant", [], [name], value=tensor),)
+
+    _insert(model, layers, lambda layer: f"milpver_mask_{layer.number}", constant)
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
+
+
+def _mask_arrays(network: Network, removed: Masks, batch: int) -> dict[int, NDArray[np.bool_]]:
+    """What is removed by layer number, bool [batch, width] each."""
+    nodes = {layer.node: layer for layer in network.layers}
+    if unknown := [node for node in removed if node not in nodes]:
+        raise ValueError(f"masks for nodes {unknown}, which are no gateable layers")
+    found = {}
+    for layer in network.layers:
+        gone = np.asarray(removed.get(layer.node, np.zeros(layer.width, dtype=bool)), dtype=bool)
+        if gone.shape[-1:] != (layer.width,) or gone.ndim > 2 or gone.shape[:-1] not in ((), (1,), (batch,)):
+            raise ValueError(f"a mask of shape {gone.shape} for layer {layer.name!r} of width {layer.width}")
+        found[layer.number] = np.broadcast_to(gone, (batch, layer.width))
+    return found
+
+
+def _prepared(network: Network) -> Any:
+    """The model with its normalisation in front."""
+    import onnx  # noqa: PLC0415  only where a network is run
+
+    model = onnx.ModelProto.FromString(network.model)
+    _normalise(model, network)
+    return model
+
+
+def _normalise(model: Any, network: Network) -> None:
+    """Put ``(x - mean) / std`` in front of a model."""
+    import onnx  # noqa: PLC0415  only where a network is run
+
+    if network.mean is None or network.std is None:
+        return
+    taken = _names(model)
+    shifted, scaled, mean, std = (
+        _fresh(f"milpver_{part}", taken) for part in ("shifted", "normalised", "mean", "std")
+    )
+    for node in model.graph.node:
+        for i, name in enumerate(node.input):
+            if name == network.input_name:
+                node.input[i] = scaled
+    head = [
+        onnx.helper.make_node(
+            "Constant",
+            [],
+            [name],
+            value=onnx.numpy_helper.from_array(
+                values.reshape(network.input_shape).astype(network.dtype), name
+            ),
+        )
+        for name, values in ((mean, network.mean), (std, network.std))
+    ]
+    head.append(onnx.helper.make_node("Sub", [network.input_name, mean], [shifted]))
+    head.append(onnx.helper.make_node("Div", [shifted, std], [scaled]))
+    _rebuilt(model, head + list(model.graph.node))
+
+
+def _insert(
+    model: Any,
+    layers: Any,
+    mask: Callable[[GateableLayer], str],
+    before: Callable[[GateableLayer, str], tuple[Any, ...]],
+) -> None:
+    """Put a multiplication behind every gated tensor.
+
+    The tensor's maker gets another name for its output and the product takes over the tensor's name, so that
+    all its readers, the model's output among them, get the product.
+
+    Args:
+        model: the model, changed in place.
+        layers: the layers to multiply.
+        mask: makes the mask tensor, and names it.
+        before: nodes to put in front of the multiplication.
+    """
+    import onnx  # noqa: PLC0415  only where a network is run
+
+    gated = {layer.name: layer for layer in layers}
+    taken = _names(model)
+    nodes: list[Any] = []
+    for node in model.graph.node:
+        nodes.append(node)
+        for i, name in enumerate(node.output):
+            if name in gated:
+                layer = gated.pop(name)
+                whole = _fresh(f"{name}_before_mask", taken)
+                node.output[i] = whole
+                factor = mask(layer)
+                nodes.extend(before(layer, factor))
+                nodes.append(
+                    onnx.helper.make_node("Mul", [whole, factor], [name], name=f"milpver_gate_{layer.number}")
+                )
+    if gated:
+        raise ValueError(f"the model does not make the gated tensors {sorted(gated)}")
+    _rebuilt(model, nodes)
+
+
+def _rebuilt(model: Any, nodes: list[Any]) -> None:
+    """Replace a model's nodes."""
+    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+
+
+def _names(model: Any) -> set[str]:
+    """All tensor names of a model."""
+    found = {name for node in model.graph.node for name in (*node.input, *node.output)}
+    found.update(entry.name for entry in (*model.graph.input, *model.graph.initializer))
+    return found
+
+
+def _fresh(name: str, taken: set[str]) -> str:
+    """A tensor name that is not taken; takes it."""
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
+
+
+def _element_types(network: Network, model: Any) -> dict[str, int]:
+    """The ONNX element type of every gated tensor."""
+    import onnx  # noqa: PLC0415  only where a network is run
+
+    default: int = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(network.dtype))
+    found: dict[str, int] = {layer.name: default for layer in network.layers}
+    if any(node.op_type == "Cast" for node in model.graph.node):
+        try:
+            inferred = onnx.shape_inference.infer_shapes(model)
+        except Exception as error:
+            raise _runtime_error(network, error) from error
+        for entry in (*inferred.graph.value_info, *inferred.graph.output):
+            if entry.name in found:
+                found[entry.name] = entry.type.tensor_type.elem_type
+    return found
+
+
+def _cut(model: Any, network: Network) -> None:
+    """Make the tensor before a dropped softmax the model's output."""
+    if network.softmax:
+        output = model.graph.output[0]
+        output.name = network.output_name
+        output.type.tensor_type.ClearField("shape")
+
+
+def _session(network: Network, model: Any, threads: int) -> Any:
+    """An ONNX Runtime session.
+
+    A file format or opset newer than ONNX Runtime's is relabelled as the oldest opset in which the model's
+    operators mean the same.
+    """
+    import onnxruntime  # noqa: PLC0415  only where a network is run
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    try:
+        return onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:
+        try:
+            _relabel(model)
+            return onnxruntime.InferenceSession(
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception:
+            raise _runtime_error(network, error) from error
+
+
+def _relabel(model: Any) -> None:
+    """Declare the oldest opset in which all operators are the ones that the model uses."""
+    import onnx  # noqa: PLC0415  only where a network is run
+
+    for entry in model.opset_import:
+        if entry.domain in DEFAULT_DOMAINS:
+            entry.version = max(
+                onnx.defs.get_schema(node.op_type, entry.version).since_version for node in model.graph.node
+            )
+    model.ir_version = min(model.ir_version, _OLD_FORMAT)
+
+
+def _runtime_error(network: Network, error: Exception) -> ModelError:
+    return ModelError(
+        f"{network.path}: ONNX Runtime does not run it ({first_line(error)})",
+        needed="a model that ONNX Runtime runs",
+        fix="export it again, or install a newer onnxruntime",
+    )
+
+
+def float32_error(
+    network: Network, x: Float, removed: Masks | None = None, *, input_error: Float | None = None
+) -> Float:
+    """How far a float32 run of a network can lie from the exact one, whatever the order of its sums.
+
+    With v a node's exact values and e the bound on their error, an affine node ``M v + b`` passes on
+
+        ``e' = |M| e + gamma_n (|M| (|v| + e) + |b|) + n tau,   gamma_n = n u / (1 - n u)``
+
+    (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.1), n being the longest sum
+    in it and 8 more roundings for layers that a runtime folds into one, u the unit roundoff of the file's
+    arithmetic (2^-24; 2^-11 for float16 files), and tau its smallest normal number: results below it may be
+    flushed to zero. ReLU and maxima are 1-Lipschitz; a removed neuron is 0 without error.
+
+    Args:
+        network: the network; weights beyond float32 are those of the file and not rounded.
+        x: float64 [batch, inputs], the exact inputs.
+        removed: Gate node -> bool [gates] or [batch, gates].
+        input_error: float64 [batch, inputs], how far the float32 inputs lie from ``x``; absent: they are x.
+
+    Returns:
+        float64 [batch, outputs]; infinity where no bound exists (float16 sums that are too long).
+    """
+    graph = network.graph
+    half = network.dtype == "float16"
+    unit = 2.0**-11 if half else 2.0**-24
+    tiny = float(np.finfo(np.float16).smallest_subnormal if half else np.finfo(np.float32).tiny)
+    values = graph.trace(np.asarray(x, dtype=np.float64), removed)
+    largest = float(np.finfo(np.float16 if half else np.float32).max)
+    if any(not np.all(np.abs(value) < largest) for value in values):
+        return np.full((len(x), graph.outputs), np.inf)
+    start = np.zeros_like(values[0]) if input_error is None else np.asarray(input_error, dtype=np.float64)
+    if half:
+        start = start + unit * (np.abs(values[0]) + start) + tiny
+    errors: list[Float] = []
+    for index, node in enumerate(graph.nodes):
+        if isinstance(node, Input):
+            errors.append(np.broadcast_to(start, values[0].shape))
+            continue
+        terms = _terms(node)
+        if terms * unit >= 0.5:
+            return np.full((len(x), graph.outputs), np.inf)
+        gamma = terms * unit / (1 - terms * unit)
+        errors.append(_error(graph, index, values, errors, removed or {}, gamma, terms * tiny))
+    return errors[-1]
+
+
+def _terms(node: Node) -> int:
+    """The longest sum in a node, with some roundings to spare; 0 where it rounds nothing."""
+    if not isinstance(node, Affine):
+        return 0
+    return sum(linear.row_terms + 1 for _, linear in node.terms) + _SLACK
+
+
+def _error(
+    graph: Graph,
+    index: int,
+    values: list[Float],
+    errors: list[Float],
+    removed: Masks,
+    gamma: float,
+    flush: float,
+) -> Float:
+    """One node's error bound from those before it."""
+    match graph.nodes[index]:
+        case Input():
+            return errors[0]
+        case Affine(terms=terms, bias=bias):
+            total = np.broadcast_to(gamma * np.abs(bias) + flush, values[index].shape)
+            for source, linear in terms:
+                spread = errors[source] + gamma * (np.abs(values[source]) + errors[source])
+                total = total + magnitude(linear).apply(spread)
+            return total * (1 + 2.0**-20)  # this sum is rounded itself
+        case Relu(source=source):
+            error, exact = errors[source], values[source]
+            return np.where(exact > 0, error, np.maximum(exact + error, 0.0))
+        case Max(source=source, groups=groups):
+            worst: Float = errors[source][:, groups].max(axis=2)
+            return worst
+        case Gate(source=source, owner=owner):
+            gone = removed.get(index)
+            if gone is None:
+                return errors[source]
+            return np.where(np.atleast_2d(gone)[:, owner], 0.0, errors[source])
