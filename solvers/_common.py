@@ -319,6 +319,11 @@ def _doubts_on_bound(program: Program, limits: Limits, outcome: Outcome, start: 
     for whose, value in (("the start's objective", _known_value(program, start)), ("the incumbent", upper)):
         if lower > value + SLACK * max(1.0, abs(value)):
             doubts.append(f"dual bound {lower!r} above {whose} {value!r}")
+    reached = (limits.objective_stop is not None and upper <= limits.objective_stop) or (
+        limits.bound_stop is not None and lower > limits.bound_stop
+    )
+    if stop is Stop.TARGET and not reached:
+        doubts.append(f"stopped at a target that the bracket [{lower!r}, {upper!r}] does not reach")
     if stop is Stop.OPTIMAL and not upper - lower <= limits.gap + 1e-9 * max(1.0, abs(upper)):
         doubts.append(f"optimal, but the gap is {upper - lower:.3g}")
     return doubts

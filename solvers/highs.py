@@ -286,7 +286,10 @@ def _pass_start(solver: Any, program: Program, start: Float) -> None:
 
 
 def _outcome(highspy: ModuleType, solver: Any, mixed: bool, watch: Watch) -> Outcome | None:
-    """Every model status of HiGHS, mapped; one that is not listed is an error."""
+    """Every model status of HiGHS, mapped; one that is not listed is an error.
+
+    Limits that the user sets through options (nodes, solutions, objective) count as a limit of time.
+    """
     statuses = highspy.HighsModelStatus
     status = solver.getModelStatus()
     if status == statuses.kUnboundedOrInfeasible:
@@ -300,8 +303,8 @@ def _outcome(highspy: ModuleType, solver: Any, mixed: bool, watch: Watch) -> Out
         statuses.kSolutionLimit: Stop.TIMEOUT,
         statuses.kInterrupt: watch.reason or Stop.INTERRUPTED,
         statuses.kMemoryLimit: Stop.MEMORY,
-        statuses.kObjectiveTarget: Stop.TARGET,
-        statuses.kObjectiveBound: Stop.TARGET,
+        statuses.kObjectiveTarget: Stop.TIMEOUT,
+        statuses.kObjectiveBound: Stop.TIMEOUT,
     }
     stop = stops.get(status, Stop.ERROR)
     said = f"HiGHS: {solver.modelStatusToString(status)}"
