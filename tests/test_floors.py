@@ -77,6 +77,8 @@ SAME_FLOOR = {
     ("milpver.witness", "milpver.replay"),
     ("milpver.distance", "milpver.run"),
     ("milpver.margin", "milpver.run"),
+    ("milpver.verify", "milpver.distance"),
+    ("milpver.verify", "milpver.margin"),
     ("milpver.demo", "milpver"),
     ("milpver.demo", "milpver.picture"),
 }
