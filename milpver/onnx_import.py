@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import milpver.ops
 from milpver.errors import ModelError
 from milpver.network import GateableLayer, Network
 from milpver.onnx_file import DEFAULT_DOMAINS, OnnxFile, check_model, first_line, read_model
@@ -46,7 +45,8 @@ _WEIGHTED = frozenset({"BatchNormalization", "Conv", "Gemm", "MatMul"})
 def lowerings() -> dict[str, Lowering]:
     """All supported operators, from the tables of the modules in ``milpver.ops``."""
     found: dict[str, Lowering] = {}
-    for entry in pkgutil.iter_modules(milpver.ops.__path__):
+    package = importlib.import_module("milpver.ops")
+    for entry in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"milpver.ops.{entry.name}")
         found.update(getattr(module, "LOWERINGS", {}))
     return found
@@ -297,7 +297,8 @@ def _lower(
         missing = [name for name in node.input if name not in values]
         if missing:
             raise ModelError(
-                f"{file.path}: {_operator(node)} {_label(node)!r} reads {missing[0]!r}, which nothing before it makes",
+                f"{file.path}: {_operator(node)} {_label(node)!r} reads {missing[0]!r}, "
+                "which nothing before it makes",
                 needed="nodes in topological order",
                 fix="export the network again",
             )

@@ -64,7 +64,9 @@ def geometry(call: Call, sizes: Sequence[int], window: Sequence[int]) -> tuple[A
         raise UnsupportedError(f"has auto_pad = {auto}")
     if auto != "NOTSET" and any(pads):
         raise UnsupportedError(f"has both auto_pad = {auto} and pads = {pads}")
-    ceil = bool(call.number("ceil_mode", 0)) and auto == "NOTSET"
+    if auto.startswith("SAME") and max(dilations) > 1:
+        raise UnsupportedError(f"has auto_pad = {auto} with dilations, which runtimes read in different ways")
+    ceil = bool(call.number("ceil_mode", 0))
     axes = []
     for i, (size, width) in enumerate(zip(sizes, window, strict=True)):
         stride, dilation = strides[i], dilations[i]
@@ -79,6 +81,8 @@ def geometry(call: Call, sizes: Sequence[int], window: Sequence[int]) -> tuple[A
             raise UnsupportedError(f"has a window of {reach} on {size + before + after} padded entries")
         count = room // stride + 1
         # a window that rounding up adds counts only where it starts inside the input or the padding before it
+        if ceil and room % stride and auto == "VALID":
+            raise UnsupportedError("has auto_pad = VALID with ceil_mode, which runtimes read in different ways")
         if ceil and room % stride and count * stride < size + before:
             count += 1
         axes.append(Axis(size, width, stride, dilation, before, after, count))
