@@ -7,6 +7,7 @@ The underscore keeps this file out of the registry.
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -110,6 +111,8 @@ def run_watched(
     limits: Limits,
     should_stop: Callable[[Progress], bool] | None,
     interrupt: Callable[[], None] | None = None,
+    *,
+    takes_ctrl_c: bool = False,
 ) -> Outcome:
     """Run ``work`` in a thread of its own, and watch it from this one.
 
@@ -123,6 +126,7 @@ def run_watched(
         limits: for the memory limit.
         should_stop: see ``Solver.solve``.
         interrupt: thread-safe call that makes the solver stop, for those whose callbacks come rarely.
+        takes_ctrl_c: the solver puts a handler of its own in the way of Ctrl-C.
     """
     box: list[Outcome] = []
     failure: list[BaseException] = []
@@ -140,6 +144,8 @@ def run_watched(
     thread.start()
     try:
         while not done.wait(POLL):
+            if takes_ctrl_c:
+                _give_ctrl_c_back()
             if should_stop is not None and should_stop(replace(watch.progress, seconds=watch.seconds)):
                 watch.cancel(Stop.INTERRUPTED)
             if limits.memory is not None and _resident_bytes() > limits.memory:
@@ -157,6 +163,14 @@ def run_watched(
     if failure:
         raise failure[0]
     return box[0]
+
+
+def _give_ctrl_c_back() -> None:
+    """Put the handler that Python believes in place back where a solver's C code has replaced it."""
+    if threading.current_thread() is threading.main_thread():
+        handler = signal.getsignal(signal.SIGINT)
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)
 
 
 def _resident_bytes() -> int:
