@@ -81,6 +81,7 @@ SAME_FLOOR = {
     ("milpver.verify", "milpver.margin"),
     ("milpver.demo", "milpver"),
     ("milpver.demo", "milpver.picture"),
+    ("milpver.__main__", "milpver.cli"),
 }
 
 #: Names that every floor may import from the public face.
