@@ -1,0 +1,55 @@
+"""``milpver solvers``: which backends can run here, and why the others cannot. It never fails."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+__all__ = ["run"]
+
+
+def run(arguments: Namespace) -> int:
+    """Print the backends."""
+    found = list(backends())
+    if arguments.json:
+        text = json.dumps({"solvers": found})
+    else:
+        text = "\n".join(_lines(found)) or "no solver is installed"
+    sys.stdout.write(f"{text}\n")
+    return 0
+
+
+def backends() -> Iterator[dict[str, Any]]:
+    """Every backend: name, available, version, reason, limits."""
+    from milpver import registry  # noqa: PLC0415  what only this command needs
+
+    for name in registry.names("solvers"):
+        try:
+            variants = registry.variants("solvers", name)
+        except Exception as error:  # a broken plug-in must not hide the others
+            yield _broken(name, error)
+            continue
+        for variant in variants:
+            try:
+                availability = registry.load("solvers", variant).availability()
+                yield {"name": variant} | asdict(availability)
+            except Exception as error:  # as above
+                yield _broken(variant, error)
+
+
+def _broken(name: str, error: Exception) -> dict[str, Any]:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return {"name": name, "available": False, "version": "", "reason": reason, "limits": ""}
+
+
+def _lines(found: list[dict[str, Any]]) -> Iterator[str]:
+    """A line each: name, whether available, version, what limits it or why it is missing."""
+    wide = max((len(each["name"]) for each in found), default=0)
+    for each in found:
+        state = f"available    {each['version']}" if each["available"] else "unavailable"
+        remark = each["limits"] if each["available"] else each["reason"]
+        yield f"{each['name']:<{wide}}  {state}" + (f"  {remark}" if remark else "")
