@@ -26,6 +26,8 @@ from milpver.registry import near
 from milpver.solver import Availability, Limits, Progress, Solution, Stop
 
 __all__ = [
+    "LARGEST_NUMBER",
+    "TOLERANCE",
     "Outcome",
     "Watch",
     "checked",
@@ -37,6 +39,7 @@ __all__ = [
     "reserved_option",
     "run_watched",
     "sound",
+    "too_large",
     "trivial",
     "unknown_option",
     "without_tiny",
@@ -44,6 +47,15 @@ __all__ = [
 
 #: Violation and objective error that is put down to a solver's tolerances, relative to the row's own size.
 SLACK = 1e-6
+#: Feasibility and integrality tolerance asked of every solver for mixed-integer programs. Measured on 9,000
+#: random networks encoded with big-M below 1e8, against enumeration: with 1e-7, HiGHS 1.15.1 gave no wrong
+#: answer; its default 1e-6 gave optima too low by more than 1e-6 (slack times M), and 1e-9 gave wrong optima
+#: and wrong "infeasible", from M = 1e4 on (HiGHS issues 2033 and 3258 report the same).
+TOLERANCE = 1e-7
+#: Numbers of mixed-integer programs beyond this are refused. At 1e9 one rounding (1e9 * 2^-53) is as large as
+#: the tolerance; HiGHS, Gurobi 13 and SCIP 10 all gave wrong optima or wrong "infeasible" from there on, with
+#: every tolerance tried.
+LARGEST_NUMBER = 1e8
 #: How often the caller's thread looks at the clock, the memory and ``should_stop``, seconds.
 POLL = 0.02
 
@@ -245,18 +257,41 @@ def without_tiny(program: Program, size: float) -> Program:
     )
 
 
+def too_large(program: Program, solver: str, infinite: float) -> Outcome | None:
+    """An error where numbers leave ``TOLERANCE`` no room, or are infinite to the solver; None otherwise.
+
+    Args:
+        program: only mixed-integer ones are held to ``LARGEST_NUMBER``.
+        solver: its name for the message.
+        infinite: size from which on it takes a number for infinite.
+    """
+    limit, why = (
+        LARGEST_NUMBER,
+        f"a tolerance of {TOLERANCE:g} is then within the rounding of double precision",
+    )
+    if not program.integer.any():
+        limit, why = infinite, f"{solver} takes that for infinite"
+    for name in ("lower", "upper", "row_lower", "row_upper", "matrix", "objective"):
+        part = getattr(program, name)
+        sizes = np.abs(part.data if name == "matrix" else part)
+        largest = sizes[np.isfinite(sizes)].max(initial=0.0)
+        if largest >= limit:
+            message = f"{name} holds {largest:.3g}, beyond {limit:g}: {why}; use tighter bounds"
+            return Outcome(Stop.ERROR, message=message)
+    return None
+
+
 def trivial(program: Program) -> Outcome | None:
     """The answer where bounds alone give it, which solvers disagree on how to say; None otherwise.
 
-    Crossed bounds (by any amount: they are what was asked) and programs without columns.
+    Crossed bounds (by any amount: they are what was asked), rows without entries, programs without columns.
     """
     crossed = (program.lower > program.upper).any() or (program.row_lower > program.row_upper).any()
-    if crossed:
+    empty = np.diff(program.matrix.indptr) == 0
+    if crossed or (empty & ((program.row_lower > 0) | (program.row_upper < 0))).any():
         return Outcome(Stop.INFEASIBLE, np.inf, np.inf)
     if program.columns:
         return None
-    if (program.row_lower > 0).any() or (program.row_upper < 0).any():
-        return Outcome(Stop.INFEASIBLE, np.inf, np.inf)
     return Outcome(Stop.OPTIMAL, program.offset, program.offset, np.zeros(0))
 
 

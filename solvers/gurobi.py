@@ -1,7 +1,7 @@
 """Gurobi through gurobipy's matrix API; an extra (``pip install milpver[gurobi]``).
 
-The pip package carries a licence for programs of up to 2000 columns and 2000 rows, which many pruning
-queries stay within. An environment lives for one solve: it may hold a licence token, and it is not
+The pip package carries a licence for programs of up to 2000 columns and 2000 rows, within which many pruning
+queries stay. An environment lives for one solve: it may hold a licence token, and it is not
 thread-safe.
 """
 
@@ -18,6 +18,7 @@ from milpver.linear import Float
 from milpver.program import Program
 from milpver.solver import Availability, Limits, Progress, Solution, Stop
 from milpver.solvers._common import (
+    TOLERANCE,
     Outcome,
     Watch,
     checked,
@@ -27,6 +28,7 @@ from milpver.solvers._common import (
     reserved_option,
     run_watched,
     sound,
+    too_large,
     trivial,
     unknown_option,
     without_tiny,
@@ -37,11 +39,11 @@ if TYPE_CHECKING:
 
 __all__ = ["SOLVER", "Gurobi"]
 
-#: FeasibilityTol, IntFeasTol and OptimalityTol.
-TOLERANCE = 1e-9
+#: IntFeasTol and OptimalityTol; FeasibilityTol is ``TOLERANCE``.
+FINE_TOLERANCE = 1e-9
 #: Gurobi ignores entries smaller than this.
 SMALLEST_ENTRY = 1e-13
-#: Gurobi takes bounds of this size for infinite, and objective values for none.
+#: Gurobi takes numbers of this size for infinite.
 INFINITE = 1e20
 #: What the licence in the pip package allows, columns and rows each.
 FREE_SIZE = 2000
@@ -67,7 +69,6 @@ RESERVED = {
     "feasibilitytol": "leave it: results state the tolerance that they rest on",
     "intfeastol": "leave it: results state the tolerance that they rest on",
     "optimalitytol": "leave it: results state the tolerance that they rest on",
-    "inputfile": "give a start in place of it",
 }
 
 
@@ -115,7 +116,7 @@ class Gurobi:
                     environment.setParam("OutputFlag", 0)
                     environment.start()
                     settings = _settings(gurobipy, environment, limits, options or {})
-                    known = trivial(program) or _too_large(program)
+                    known = trivial(program) or too_large(program, "Gurobi", INFINITE)
                     if known is not None:
                         return known
                     relaxed = without_tiny(program, SMALLEST_ENTRY)
@@ -163,17 +164,6 @@ def _licence_error(error: Any, program: Program) -> SolverUnavailableError | Non
     )
 
 
-def _too_large(program: Program) -> Outcome | None:
-    """An error where a finite number is one that Gurobi takes for infinite; None otherwise."""
-    for name in ("lower", "upper", "row_lower", "row_upper", "matrix", "objective"):
-        part = getattr(program, name)
-        sizes = np.abs(part.data if name == "matrix" else part)
-        largest = sizes[np.isfinite(sizes)].max(initial=0.0)
-        if largest >= INFINITE:
-            return Outcome(Stop.ERROR, message=f"{name} holds {largest:.3g}: Gurobi takes that for infinite")
-    return None
-
-
 def _settings(
     gurobipy: ModuleType, environment: Any, limits: Limits, options: Mapping[str, str]
 ) -> dict[str, Any]:
@@ -186,8 +176,8 @@ def _settings(
         "Threads": limits.threads,
         "Seed": limits.seed % 2_000_000_000,
         "FeasibilityTol": TOLERANCE,
-        "IntFeasTol": TOLERANCE,
-        "OptimalityTol": TOLERANCE,
+        "IntFeasTol": FINE_TOLERANCE,
+        "OptimalityTol": FINE_TOLERANCE,
     }
     if limits.objective_stop is not None:
         settings["BestObjStop"] = limits.objective_stop

@@ -17,6 +17,7 @@ from milpver.linear import Float
 from milpver.program import Program
 from milpver.solver import Availability, Limits, Progress, Solution, Stop
 from milpver.solvers._common import (
+    TOLERANCE,
     Outcome,
     Watch,
     checked,
@@ -27,6 +28,7 @@ from milpver.solvers._common import (
     reserved_option,
     run_watched,
     sound,
+    too_large,
     trivial,
     unknown_option,
     without_tiny,
@@ -37,16 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SOLVER", "Highs"]
 
-#: Feasibility and integrality tolerance of mixed-integer programs (mip_feasibility_tolerance). Measured with
-#: HiGHS 1.15.1 on 9,000 random networks with big-M below 1e8, against enumeration: 1e-7 and 1e-8 gave no
-#: wrong answer; the default 1e-6 gave optima too low by more than 1e-6 (slack times M); 1e-9 gave wrong
-#: optima and wrong "infeasible", from M = 1e4 on (HiGHS issues 2033 and 3258 report the same).
-TOLERANCE = 1e-7
-#: The same for the linear programs in it, and for those without integers.
+#: Tolerances of the linear programs in the search, and of those without integers.
 LP_TOLERANCE = 1e-9
-#: Numbers beyond this are refused. At M = 1e9 one rounding (M 2^-53) is as large as the tolerance; wrong
-#: optima and wrong "infeasible" came from there on with every setting tried (in 1 of 200, then 1 of 20).
-LARGEST_NUMBER = 1e8
 #: HiGHS takes entries of this size and below for zeros (small_matrix_value). Lowering it is no way out: what
 #: presolve leaves of cancelled entries then counts, and wrong optima were seen on big-M models.
 SMALLEST_ENTRY = 1e-9
@@ -114,7 +108,7 @@ class Highs:
         watch = Watch(limits)
         highspy = _highspy()
         settings = _settings(highspy, limits, options or {})
-        outcome = trivial(program) or _too_large(program)
+        outcome = trivial(program) or too_large(program, "HiGHS", INFINITE)
         if outcome is None:
             relaxed = without_tiny(program, SMALLEST_ENTRY)
             outcome = run_watched(
@@ -131,28 +125,6 @@ def _highspy() -> ModuleType:
             f"solver highs: {error}", needed="the package highspy", fix="pip install highspy"
         ) from error
     return highspy
-
-
-def _too_large(program: Program) -> Outcome | None:
-    """An error where a mixed-integer program has numbers that leave the tolerance no room; None otherwise.
-
-    Without integers the limit is where HiGHS takes a number for infinite.
-    """
-    limit, why = (
-        LARGEST_NUMBER,
-        f"a tolerance of {TOLERANCE:g} is then within the rounding of double precision",
-    )
-    if not program.integer.any():
-        limit, why = INFINITE, "HiGHS takes that for infinite"
-    for name in ("lower", "upper", "row_lower", "row_upper", "matrix", "objective"):
-        part = getattr(program, name)
-        sizes = np.abs(part.data if name == "matrix" else part)
-        largest = sizes[np.isfinite(sizes)].max(initial=0.0)
-        if largest >= limit:
-            return Outcome(
-                Stop.ERROR, message=f"{name} holds {largest:.3g}, beyond {limit:g}: {why}; use tighter bounds"
-            )
-    return None
 
 
 def _settings(highspy: ModuleType, limits: Limits, options: Mapping[str, str]) -> dict[str, Any]:
