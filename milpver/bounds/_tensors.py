@@ -221,5 +221,5 @@ class TensorGraph:
         }
 
     def tensor(self, values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> torch.Tensor:
-        """An array on the device."""
-        return torch.as_tensor(np.ascontiguousarray(values), device=self.device)
+        """An array on the device (a copy)."""
+        return torch.tensor(values, device=self.device)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from milpver.bounding import Bounds
 from milpver.bounds._interval import interval_bounds
 from milpver.bounds._tensors import TensorGraph, pick_device
+from milpver.bounds._workspace import Workspace
 from milpver.graph import Graph
 from milpver.linear import Float
 from milpver.query import Budget
@@ -24,14 +25,8 @@ class Interval:
     ) -> Bounds:
         """See ``milpver.bounding.Bounding``."""
         tensors = TensorGraph(graph, pick_device(device))
-        return interval_bounds(
-            tensors,
-            tensors.tensor(lower),
-            tensors.tensor(upper),
-            budget,
-            tensors.tensor(rows),
-            aware=self.aware,
-        )
+        workspace = Workspace(tensors, budget, aware=self.aware)
+        return interval_bounds(workspace, tensors.tensor(lower), tensors.tensor(upper), tensors.tensor(rows))
 
 
 BOUNDING = Interval("interval", aware=False)

@@ -1,0 +1,397 @@
+"""Backward linear bounds (CROWN) through gates, with slopes alpha and budget multipliers lambda.
+
+A row over a node's values is pulled back to the input, each nonlinear node being replaced by a linear lower
+bound of its share (Zhang et al. 2018, CROWN; Xu et al. 2021, alpha-CROWN; the rule for gates is ours):
+
+- c relu(z), c >= 0: ``alpha c z`` with any alpha in [0, 1]; c < 0: the chord of the concave function over
+  [l, u].
+- max over a window, c >= 0: the entry with the largest lower bound; c < 0: the entry that is surely the
+  largest, or the constant c max u.
+- a budget group with at most s removals: for every lambda >= 0
+
+      min_m sum_g m_g sum_{r in g} C_r v_r  >=  sum_g min(sum_{r in g} C_r v_r, lambda) - lambda s,
+
+  one lambda for each row and group, charged once; entries that share a gate split it evenly,
+  lambda = sum lambda_r, since min(sum a, sum b) >= sum min(a, b). Each entry then takes the chord of the
+  concave min(C v, lambda_r) over [lv, uv].
+- a gated node that the input fixes: the exact sum of A_g = sum_{r in g} C_r v_r less the s largest
+  positive ones, without lambda.
+
+A linear function that lies below a concave one at both ends of an interval lies below it in between: chords
+take their constant from the ends, so that any slope, however rounded, is sound. The rounding of pulling C
+back through M, at most gamma_n |C| |M|, is charged at max(|l|, |u|) of the values it multiplies.
+
+Bounds are functions of explicit multipliers (``Multipliers``), which an ascent improves; what is returned is
+evaluated once more at the best ones, rounded outward.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from milpver.bounds._rounding import gamma, outward
+from milpver.bounds._workspace import Workspace, per_gate, top_kept
+from milpver.graph import Affine, Gate, Input, Max, Relu
+from milpver.query import BudgetGroup
+
+__all__ = ["Multipliers", "crown_bounds", "optimised_rows"]
+
+#: Elements of the largest temporary (batch x rows x entries) of a backward pass.
+_CHUNK = 1 << 25
+#: Intervals narrower than this, relative to their ends, are treated as constants by the gate rule.
+_NARROW = 1e-9
+
+
+@dataclass(slots=True)
+class Multipliers:
+    """What a backward pass depends on.
+
+    Attributes:
+        alpha: Relu node -> slope, float64 [batch, rows, size], in [0, 1].
+        lam: budget group's first node -> lambda, float64 [batch, rows], >= 0.
+    """
+
+    alpha: dict[int, torch.Tensor] = field(default_factory=dict)
+    lam: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def leaves(self) -> list[torch.Tensor]:
+        """All tensors."""
+        return [*self.alpha.values(), *self.lam.values()]
+
+    def clone(self) -> Multipliers:
+        """A detached copy."""
+        return Multipliers(
+            {node: value.detach().clone() for node, value in self.alpha.items()},
+            {node: value.detach().clone() for node, value in self.lam.items()},
+        )
+
+    def take(self, better: torch.Tensor, other: Multipliers) -> None:
+        """Take over the multipliers of the rows where ``better``, bool [batch, rows], holds."""
+        for node, value in other.alpha.items():
+            self.alpha[node] = torch.where(better.unsqueeze(2), value.detach(), self.alpha[node])
+        for node, value in other.lam.items():
+            self.lam[node] = torch.where(better, value.detach(), self.lam[node])
+
+
+def crown_bounds(
+    workspace: Workspace,
+    lower: torch.Tensor,
+    upper: torch.Tensor,
+    rows: torch.Tensor,
+    *,
+    steps: int,
+    row_steps: int,
+) -> tuple[torch.Tensor, Multipliers]:
+    """Fill a workspace with bounds of every node, tightened where a neuron is unstable, and bound the rows.
+
+    Args:
+        workspace: empty, with budget and fixed gates.
+        lower, upper: the boxes, float64 [batch, inputs].
+        rows: float64 [batch, rows, outputs].
+        steps: ascent steps for intermediate bounds.
+        row_steps: ascent steps for the rows over the output.
+
+    Returns:
+        Lower bounds of the rows, float64 [batch, rows], rounded outward, and their multipliers.
+    """
+    graph = workspace.graph
+    for index, node in enumerate(graph.nodes):
+        workspace.add(lower, upper)
+        if isinstance(node, Affine) and _worth_tightening(workspace, index, node):
+            _tighten(workspace, index, steps)
+    start = len(graph.nodes) - 1
+    return optimised_rows(workspace, start, rows, row_steps)
+
+
+def _worth_tightening(workspace: Workspace, index: int, node: Affine) -> bool:
+    """Whether something nonlinear reads an Affine node, and the interval rule is not exact for it."""
+    graph = workspace.graph
+    if not any(isinstance(graph.nodes[reader], Relu | Max | Gate) for reader in graph.consumers[index]):
+        return False
+    exact = all(source in workspace.constants or workspace.settled(source) for source in node.sources)
+    return not exact and node.sources != (0,)
+
+
+def _tighten(workspace: Workspace, index: int, steps: int) -> None:
+    """Replace a node's interval bounds by backward ones where its sign is open, for both directions."""
+    low, high = workspace.lows[index], workspace.highs[index]
+    readers = [workspace.graph.nodes[reader] for reader in workspace.graph.consumers[index]]
+    open_ = ((low < 0) & (high > 0)).any(dim=0)
+    if any(isinstance(reader, Max | Gate) for reader in readers):
+        open_ = torch.ones_like(open_)
+    picked = torch.nonzero(open_).squeeze(1)
+    size, width = low.shape[1], max(node.size for node in workspace.graph.nodes[: index + 1])
+    step = max(1, _CHUNK // max(1, 2 * len(low) * width))
+    low, high = low.clone(), high.clone()
+    for start in range(0, len(picked), step):
+        part = picked[start : start + step]
+        unit = torch.zeros(len(part), size, dtype=low.dtype, device=low.device)
+        unit[torch.arange(len(part)), part] = 1.0
+        rows = torch.cat([unit, -unit]).unsqueeze(0).expand(len(low), -1, -1)
+        bound, _ = optimised_rows(workspace, index, rows, steps)
+        low[:, part] = torch.maximum(low[:, part], bound[:, : len(part)])
+        high[:, part] = torch.minimum(high[:, part], -bound[:, len(part) :])
+    workspace.lows[index], workspace.highs[index] = low, high
+
+
+def optimised_rows(
+    workspace: Workspace,
+    start: int,
+    rows: torch.Tensor,
+    steps: int,
+    first: Multipliers | None = None,
+) -> tuple[torch.Tensor, Multipliers]:
+    """Bound rows over a node from below, with ``steps`` of projected gradient ascent on the multipliers.
+
+    Args:
+        workspace: with bounds of all nodes up to ``start``.
+        start: the node.
+        rows: float64 [batch, rows, size].
+        steps: ascent steps; 0 evaluates the first multipliers alone.
+        first: where to begin; None for slopes by the larger side and lambda at the (s+1)-th largest share.
+
+    Returns:
+        float64 [batch, rows], rounded outward, and the multipliers they were evaluated at.
+    """
+    best = first.clone() if first is not None else Multipliers()
+    value, _ = _backward(workspace, start, rows, best, rounded=steps == 0)
+    if steps and best.leaves():
+        value = _ascend(workspace, start, rows, best, value, steps)
+    if steps:
+        value, _ = _backward(workspace, start, rows, best, rounded=True)
+    return value.detach(), best
+
+
+def _ascend(
+    workspace: Workspace,
+    start: int,
+    rows: torch.Tensor,
+    best: Multipliers,
+    value: torch.Tensor,
+    steps: int,
+) -> torch.Tensor:
+    """Adam on (alpha, lambda), projected; keeps each row's best multipliers in ``best``."""
+    current = best.clone()
+    scales = {node: lam.clamp(min=lam.mean().item() * 0.1 + 1e-9) for node, lam in current.lam.items()}
+    unit = {node: lam / scales[node] for node, lam in current.lam.items()}
+    leaves = [*current.alpha.values(), *unit.values()]
+    rates = [0.25] * len(current.alpha) + [0.15] * len(unit)
+    moments = [(torch.zeros_like(leaf), torch.zeros_like(leaf)) for leaf in leaves]
+    for step in range(1, steps + 1):
+        for leaf in leaves:
+            leaf.requires_grad_(True)
+        current.lam = {node: unit[node] * scales[node] for node in unit}
+        found, _ = _backward(workspace, start, rows, current, rounded=False)
+        with torch.no_grad():
+            better = found > value
+            best.take(better, current)
+            value = torch.where(better, found, value).detach()
+        if step == steps:
+            break
+        grads = torch.autograd.grad(found.sum(), leaves, allow_unused=True)
+        with torch.no_grad():
+            for i, (leaf, grad) in enumerate(zip(leaves, grads, strict=True)):
+                if grad is None:
+                    continue
+                mean, square = moments[i]
+                mean.mul_(0.9).add_(grad, alpha=0.1)
+                square.mul_(0.999).addcmul_(grad, grad, value=0.001)
+                adapted = (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-12)
+                leaf.requires_grad_(False)
+                leaf.add_(adapted, alpha=rates[i] * 0.9**step)
+                leaf.clamp_(min=0.0, max=1.0 if i < len(current.alpha) else None)
+    for leaf in leaves:
+        leaf.requires_grad_(False)
+    return value
+
+
+def _backward(
+    workspace: Workspace, start: int, rows: torch.Tensor, multipliers: Multipliers, *, rounded: bool
+) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+    """One backward pass; multipliers that are missing are filled in with their first values.
+
+    Returns:
+        The bound, float64 [batch, rows] (rounded outward where asked), and the coefficients that arrived at
+        each nonlinear node, for branching.
+    """
+    graph, tensors = workspace.graph, workspace.tensors
+    batch = len(workspace.lows[0])
+    rows = rows.expand(batch, -1, -1)
+    constant = torch.zeros(rows.shape[:2], dtype=torch.float64, device=rows.device)
+    error = torch.zeros_like(constant)
+    pending: dict[int, torch.Tensor] = {start: rows}
+    arrived: dict[int, torch.Tensor] = {}
+    charged: set[int] = set()
+    terms = 8
+    while pending:
+        index = max(pending)
+        c = pending.pop(index)
+        node = graph.nodes[index]
+        terms += 4
+        sent: list[tuple[int, torch.Tensor]] = []
+        match node:
+            case Input():
+                constant = constant + (
+                    c.clamp(min=0.0) @ workspace.lows[0].unsqueeze(2)
+                    + c.clamp(max=0.0) @ workspace.highs[0].unsqueeze(2)
+                ).squeeze(2)
+                if rounded:
+                    error = error + gamma(2 * node.size + 8) * (
+                        c.abs() @ workspace.largest(0).unsqueeze(2)
+                    ).squeeze(2)
+            case Affine():
+                constant = constant + c @ tensors.biases[index]
+                longest = node.size + 4
+                for (source, _), operator in zip(node.terms, tensors.operators[index], strict=True):
+                    sent.append((source, operator.adjoint(c)))
+                    longest = max(longest, operator.column_terms + 4)
+                if rounded:
+                    size = workspace.magnitudes[index].unsqueeze(2)
+                    error = error + gamma(4 * longest) * (c.abs() @ size).squeeze(2)
+            case Relu():
+                arrived[index] = c
+                through, added, size = _relu(workspace, index, node, c, multipliers)
+                constant = constant + added
+                sent.append((node.source, through))
+                if rounded:
+                    error = error + gamma(2 * node.size + 16) * size
+            case Max():
+                through, added, size = _max(workspace, node, c)
+                constant = constant + added
+                sent.append((node.source, through))
+                if rounded:
+                    error = error + gamma(2 * node.size + 16) * size
+            case Gate():
+                group = workspace.budget.group_of(index)
+                if group is None:
+                    sent.append((node.source, c))
+                else:
+                    arrived[index] = c
+                    if workspace.settled(index):
+                        added, size = _top_sum(workspace, index, node, group, c)
+                    else:
+                        charge = group.nodes[0] not in charged
+                        charged.add(group.nodes[0])
+                        through, added, size = _gate(workspace, index, node, group, c, multipliers, charge)
+                        sent.append((node.source, through))
+                    constant = constant + added
+                    if rounded:
+                        error = error + gamma(4 * node.size + 16) * size
+        for source, part in sent:
+            pending[source] = pending[source] + part if source in pending else part
+    if not rounded:
+        return constant, arrived
+    with torch.no_grad():
+        error = error * (1 + gamma(4096)) + gamma(4 * terms) * constant.abs() + 1e-300
+        return outward(constant, constant, error)[0], arrived
+
+
+def _relu(
+    workspace: Workspace, index: int, node: Relu, c: torch.Tensor, multipliers: Multipliers
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Linear lower bound of ``c relu(z)``: coefficients on z, constant, and its magnitude."""
+    low, high = workspace.lows[node.source].unsqueeze(1), workspace.highs[node.source].unsqueeze(1)
+    unstable = (low < 0) & (high > 0)
+    active = low >= 0
+    if index not in multipliers.alpha:
+        larger = (high > -low).to(c.dtype)
+        multipliers.alpha[index] = larger.expand(c.shape).clone()
+    alpha = torch.where(unstable, multipliers.alpha[index], active.to(c.dtype))
+    steep = torch.where(unstable, high / (high - low).clamp(min=1e-300), active.to(c.dtype))
+    up, down = c.clamp(min=0.0), c.clamp(max=0.0)
+    through_down = down * steep
+    at_low = -through_down * low
+    at_high = down * high - through_down * high
+    ends = torch.where(unstable, torch.minimum(at_low, at_high), torch.zeros_like(at_low))
+    size = torch.where(unstable, (down * high).abs() + (through_down * low).abs(), torch.zeros_like(at_low))
+    return up * alpha + through_down, ends.sum(dim=2), size.detach().sum(dim=2)
+
+
+def _max(workspace: Workspace, node: Max, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Linear lower bound of ``c max(window)``: coefficients on the source, constant, and its magnitude."""
+    groups = torch.as_tensor(node.groups, device=c.device)
+    low, high = workspace.lows[node.source][:, groups], workspace.highs[node.source][:, groups]
+    best = low.argmax(dim=2, keepdim=True)
+    winner = groups.unsqueeze(0).expand(low.shape).gather(2, best).squeeze(2)
+    same = groups.unsqueeze(0) == winner.unsqueeze(2)
+    others = high.masked_fill(same, -torch.inf).amax(dim=2)
+    sure = low.gather(2, best).squeeze(2) >= others
+    top = high.amax(dim=2)
+    up, down = c.clamp(min=0.0), c.clamp(max=0.0)
+    follows = up + torch.where(sure.unsqueeze(1), down, torch.zeros_like(down))
+    through = torch.zeros(*c.shape[:2], workspace.lows[node.source].shape[1], dtype=c.dtype, device=c.device)
+    through = through.scatter_add(2, winner.unsqueeze(1).expand(c.shape), follows)
+    added = torch.where(sure.unsqueeze(1), torch.zeros_like(down), down * top.unsqueeze(1))
+    return through, added.sum(dim=2), added.detach().abs().sum(dim=2) + follows.detach().abs().sum(dim=2)
+
+
+def _shares(workspace: Workspace, node: Gate, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``C l`` and ``C u`` of a Gate's source, float64 [batch, rows, size]."""
+    return c * workspace.lows[node.source].unsqueeze(1), c * workspace.highs[node.source].unsqueeze(1)
+
+
+def _top_sum(
+    workspace: Workspace, index: int, node: Gate, group: BudgetGroup, c: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Exact worst sum over a Gate whose values the input fixes: constant and magnitude."""
+    at_low, at_high = _shares(workspace, node, c)
+    free, gone = (state.unsqueeze(1) for state in workspace.states(index))
+    shares = per_gate(torch.minimum(at_low, at_high), node).masked_fill(gone, 0.0)
+    size = torch.maximum(at_low.abs(), at_high.abs()).detach().sum(dim=2)
+    return top_kept(shares, free, group.removable, workspace.removable(group)), size
+
+
+def _gate(
+    workspace: Workspace,
+    index: int,
+    node: Gate,
+    group: BudgetGroup,
+    c: torch.Tensor,
+    multipliers: Multipliers,
+    charge: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Linear lower bound of a gated sum: coefficients on the gate's source, constant, and its magnitude."""
+    at_low, at_high = _shares(workspace, node, c)
+    owner = workspace.owner(index)
+    free_gates, gone_gates = workspace.states(index)
+    free, gone = free_gates[:, owner].unsqueeze(1), gone_gates[:, owner].unsqueeze(1)
+    left = workspace.removable(group)
+    key = group.nodes[0]
+    if key not in multipliers.lam:
+        shares = per_gate(torch.maximum(at_low, at_high).clamp(min=0.0), node)
+        multipliers.lam[key] = _first_lambda(workspace, group, shares * free_gates.unsqueeze(1))
+    lam = multipliers.lam[key].unsqueeze(2)
+    if not node.private:
+        lam = lam / torch.bincount(owner, minlength=node.gates)[owner].to(c.dtype) * (1 - 2.0**-50)
+    low, high = workspace.lows[node.source].unsqueeze(1), workspace.highs[node.source].unsqueeze(1)
+    f_low, f_high = torch.minimum(at_low, lam), torch.minimum(at_high, lam)
+    width = high - low
+    narrow = width <= _NARROW * torch.maximum(low.abs(), high.abs())
+    slope = torch.where(narrow, torch.zeros_like(c), (f_high - f_low) / width.clamp(min=1e-300))
+    chord = torch.minimum(f_low - slope * low, f_high - slope * high)
+    zero = torch.zeros_like(c)
+    through = torch.where(free, slope, torch.where(gone, zero, c))
+    ends = torch.where(free, chord, zero)
+    largest = torch.maximum(low.abs(), high.abs())
+    size = torch.where(free, (c.abs() + slope.abs()) * largest + lam, zero).detach().sum(dim=2)
+    added = ends.sum(dim=2)
+    if charge:
+        added = added - multipliers.lam[key] * left.unsqueeze(1)
+        size = size + (multipliers.lam[key] * left.unsqueeze(1)).detach()
+    return through, added, size
+
+
+def _first_lambda(workspace: Workspace, group: BudgetGroup, shares: torch.Tensor) -> torch.Tensor:
+    """The (s+1)-th largest share, s the removals left, float64 [batch, rows].
+
+    Args:
+        workspace: for the removals left.
+        group: the budget group.
+        shares: what removing each gate could take away at most, float64 [batch, rows, gates].
+    """
+    count = min(group.removable + 1, shares.shape[2])
+    largest = shares.detach().topk(count, dim=2).values
+    place = workspace.removable(group).clamp(max=count - 1)
+    return largest.gather(2, place.view(-1, 1, 1).expand(-1, largest.shape[1], 1)).squeeze(2).clone()
