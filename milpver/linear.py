@@ -156,7 +156,7 @@ class Conv:
     def apply(self, x: Float) -> Float:
         """Map a batch, float64 [batch, inputs] -> [batch, outputs]."""
         top, left, bottom, right = self.pads
-        images = np.pad(x.reshape(-1, *self.shape), ((0, 0), (0, 0), (top, bottom), (left, right)))
+        images = np.pad(x.reshape(len(x), *self.shape), ((0, 0), (0, 0), (top, bottom), (left, right)))
         reach = tuple(d * (k - 1) + 1 for d, k in zip(self.dilations, self.kernel.shape[2:], strict=True))
         windows = np.lib.stride_tricks.sliding_window_view(images, reach, axis=(2, 3))
         windows = windows[
@@ -168,7 +168,9 @@ class Conv:
             np.tensordot(window, kernel, axes=([1, 4, 5], [1, 2, 3]))
             for window, kernel in zip(per_group, kernels, strict=True)
         ]
-        return np.ascontiguousarray(np.concatenate(parts, axis=3).transpose(0, 3, 1, 2)).reshape(len(x), -1)
+        return np.ascontiguousarray(np.concatenate(parts, axis=3).transpose(0, 3, 1, 2)).reshape(
+            len(x), self.outputs
+        )
 
     def adjoint(self, g: Float) -> Float:
         """Map rows back, ``g K``, float64 [batch, outputs] -> [batch, inputs]."""

@@ -78,23 +78,26 @@ class Network:
         """The network on raw data: ``(x - mean) / std`` becomes its prefix.
 
         Args:
-            mean, std: one number for all inputs or one a channel (the first entry of ``input_shape``).
+            mean, std: one number for all inputs or one a channel (of an image: the first axis, or
+                the last where only that has as many entries).
 
         Raises:
             QueryError: the number of entries fits neither, or an entry of std is not positive.
         """
-        channels = self.input_shape[0] if len(self.input_shape) == 3 else 1
-        size = self.graph.inputs
+        shape = self.input_shape
         spread: list[Float] = []
         for name, values in (("--mean", mean), ("--std", std)):
-            if len(values) not in (1, channels):
+            row = np.asarray(values, dtype=np.float64)
+            if len(shape) == 3 and len(row) == shape[0]:
+                row = row[:, None, None]
+            elif len(row) != 1 and not (len(shape) == 3 and len(row) == shape[2]):
+                counts = sorted({1, shape[0], shape[2]}) if len(shape) == 3 else [1]
                 raise QueryError(
-                    f"{name} has {len(values)} entries for input shape {self.input_shape}",
-                    needed=f"1 or {channels} entries",
+                    f"{name} has {len(values)} entries for input shape {shape}",
+                    needed=f"{' or '.join(str(count) for count in counts)} entries",
                     fix="give one number, or one a channel, separated by commas",
                 )
-            per_channel = np.broadcast_to(np.asarray(values, dtype=np.float64), (channels,))
-            spread.append(np.repeat(per_channel, size // channels))
+            spread.append(np.broadcast_to(row, shape or (1,)).reshape(-1))
         if not np.all(np.isfinite(spread[0])) or not np.all(np.isfinite(spread[1]) & (spread[1] > 0)):
             raise QueryError(
                 f"--mean {mean} --std {std}", needed="finite numbers, std > 0", fix="correct the numbers"

@@ -7,6 +7,7 @@ matter, what the batch dimension is, and how every unsupported node gets named a
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from milpver.network import GateableLayer, Network
 from milpver.onnx_file import DEFAULT_DOMAINS, OnnxFile, check_model, first_line, read_model
 from milpver.op import (
     FREE,
+    LARGEST,
     BatchError,
     Builder,
     Call,
@@ -69,9 +71,9 @@ def load_network(path: Path | str) -> Network:
     known = lowerings()
     nodes = _needed_nodes(file)
     _refuse_unknown(file.path, nodes, known)
-    check_model(file.path, file.model)
     source = _source(file)
     initializers = _initializers(file, nodes)
+    check_model(file.path, file.model)
     output = file.model.graph.output[0].name
     try:
         lowered = _lower(file, nodes, known, source, initializers, output)
@@ -214,6 +216,12 @@ def _source(file: OnnxFile) -> _Source:
             f"{path}: input {entry.name!r} has shape {shown}",
             needed="fixed dimensions >= 1, except for a free batch dimension in front of others",
             fix="export the network with a fixed input shape",
+        )
+    if math.prod(fixed) > LARGEST:
+        raise ModelError(
+            f"{path}: input {entry.name!r} has shape {shown}",
+            needed=f"at most {LARGEST} entries",
+            fix="verify a smaller network",
         )
     if len(sizes) < 2:
         return _Source(entry.name, fixed, dtype, batch=None, declared=0)

@@ -25,6 +25,7 @@ from milpver.linear import Conv, Dense, Float, Int, LinearMap, Sparse, diagonal,
 
 __all__ = [
     "FREE",
+    "LARGEST",
     "BatchError",
     "Builder",
     "Call",
@@ -35,13 +36,16 @@ __all__ = [
     "Tensor",
     "UnsupportedError",
     "Value",
+    "check_size",
+    "finite",
+    "indices",
 ]
 
 #: Stands for a free batch dimension in folded shapes: a prime that no real dimension equals.
 FREE = 1_000_003
 
-#: No folded constant may have more entries than this.
-_LARGEST = 100_000_000
+#: No tensor and no constant may have more entries than this: a damaged file must not ask for all memory.
+LARGEST = 50_000_000
 
 
 class UnsupportedError(Exception):
@@ -252,21 +256,26 @@ def _is_identity(linear: LinearMap) -> bool:
 def _merged(before: Affine, linear: LinearMap, bias: Float, name: str) -> Affine | None:
     """``linear(before(x)) + bias`` as one node, or None where that would round a coefficient."""
     after = _selected(linear)
-    if after is not None:
-        picked = np.where(after >= 0, before.bias[after], 0.0)
-        if np.any((picked != 0) & (bias != 0)):
-            return None
-        if _is_identity(linear):
-            return Affine(before.terms, picked + bias, name)
-        if len(before.terms) > 1 or isinstance(before.terms[0][1], Conv):
-            return None
-        source, first = before.terms[0]
-        return Affine(((source, _rows(first, after)),), picked + bias, name)
-    if len(before.terms) > 1 or before.bias.any():
+    if after is None:
+        return _merged_into_layer(before, linear, bias, name)
+    picked = np.where(after >= 0, before.bias[after], 0.0)
+    if np.any((picked != 0) & (bias != 0)):
+        return None
+    if _is_identity(linear):
+        return Affine(before.terms, picked + bias, name)
+    if len(before.terms) > 1 or isinstance(before.terms[0][1], Conv):
+        return None
+    source, first = before.terms[0]
+    return Affine(((source, _rows(first, after)),), picked + bias, name)
+
+
+def _merged_into_layer(before: Affine, linear: LinearMap, bias: Float, name: str) -> Affine | None:
+    """The same for a layer behind a node that may only select."""
+    if len(before.terms) > 1 or before.bias.any() or isinstance(linear, Conv):
         return None
     source, first = before.terms[0]
     ahead = _selected(first)
-    if ahead is None or isinstance(linear, Conv):
+    if ahead is None:
         return None
     used = ahead[ahead >= 0]
     if len(np.unique(used)) != len(used):
@@ -429,6 +438,7 @@ class Call:
         """The tensor of the shape of ``picked`` whose entries are a tensor's (-1: a zero)."""
         if picked.size == 0:
             raise UnsupportedError(f"its result of shape {picked.shape} is empty")
+        check_size(picked.size)
         flat = picked.reshape(-1)
         if np.array_equal(flat, np.arange(tensor.size)):
             return replace(tensor, shape=picked.shape)
@@ -438,7 +448,7 @@ class Call:
         return Tensor(node, picked.shape, tensor.dtype)
 
     def scaled(self, tensor: Tensor, scale: Float, shift: Float) -> Tensor:
-        """``scale * x + shift``, both float64 in the tensor's shape; still a fully connected layer's output."""
+        """``scale * x + shift``, both float64 in the tensor's shape; a fully connected layer stays one."""
         node = self.builder.affine(
             ((tensor.node, diagonal(scale.reshape(-1))),), shift.reshape(-1), self.name
         )
@@ -455,10 +465,9 @@ class Call:
         """A constant result of this call.
 
         Raises:
-            UnsupportedError: it is empty of sense: larger than anything a file could hold.
+            UnsupportedError: it is too large.
         """
-        if array.size > _LARGEST:
-            raise UnsupportedError(f"its constant result of shape {array.shape} is too large")
+        check_size(array.size)
         names = [value.name for value in self.inputs if isinstance(value, Constant)]
         return Constant(array, names[0] if names else self.name, self.tainted)
 
@@ -480,6 +489,16 @@ def indices(tensor: Tensor) -> Int:
     return np.arange(tensor.size, dtype=np.int64).reshape(tensor.shape)
 
 
+def check_size(entries: int) -> None:
+    """Refuse what would not fit into memory.
+
+    Raises:
+        UnsupportedError: it has more entries than LARGEST.
+    """
+    if entries > LARGEST:
+        raise UnsupportedError(f"needs {entries} entries, more than {LARGEST}")
+
+
 def finite(constant: Constant) -> Float:
     """A constant as float64.
 
@@ -490,9 +509,8 @@ def finite(constant: Constant) -> Float:
     if constant.batch:
         raise UnsupportedError(f"{constant.name} depends on the size of the batch")
     if not np.issubdtype(constant.array.dtype, np.floating):
-        raise UnsupportedError(
-            f"{constant.name} has to hold floating-point numbers, not {constant.array.dtype}"
-        )
+        kind = constant.array.dtype
+        raise UnsupportedError(f"{constant.name} has to hold floating-point numbers, not {kind}")
     values = constant.array.astype(np.float64)
     if not np.all(np.isfinite(values)):
         bad = np.argwhere(~np.isfinite(values))[0]

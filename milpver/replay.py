@@ -141,13 +141,15 @@ def pruned_model(network: Network, removed: Masks) -> bytes:
     types = _element_types(network, model)
     _normalise(model, network)
 
+    taken = _names(model)
+
     def constant(layer: GateableLayer, name: str) -> tuple[Any, ...]:
         kind = onnx.helper.tensor_dtype_to_np_dtype(types[layer.name])
         values = (~masks[layer.number][0]).reshape(layer.shape).astype(kind)
         tensor = onnx.numpy_helper.from_array(values, name)
         return (onnx.helper.make_node("Constant", [], [name], value=tensor),)
 
-    _insert(model, layers, lambda layer: f"milpver_mask_{layer.number}", constant)
+    _insert(model, layers, lambda layer: _fresh(f"milpver_mask_{layer.number}", taken), constant)
     content: bytes = model.SerializeToString(deterministic=True)
     return content
 
@@ -237,7 +239,9 @@ def _insert(
                 factor = mask(layer)
                 nodes.extend(before(layer, factor))
                 nodes.append(
-                    onnx.helper.make_node("Mul", [whole, factor], [name], name=f"milpver_gate_{layer.number}")
+                    onnx.helper.make_node(
+                        "Mul", [whole, factor], [name], name=_fresh(f"milpver_gate_{layer.number}", taken)
+                    )
                 )
     if gated:
         raise ValueError(f"the model does not make the gated tensors {sorted(gated)}")
@@ -252,14 +256,14 @@ def _rebuilt(model: Any, nodes: list[Any]) -> None:
 
 
 def _names(model: Any) -> set[str]:
-    """All tensor names of a model."""
-    found = {name for node in model.graph.node for name in (*node.input, *node.output)}
+    """All names of tensors and nodes in a model."""
+    found = {name for node in model.graph.node for name in (node.name, *node.input, *node.output)}
     found.update(entry.name for entry in (*model.graph.input, *model.graph.initializer))
     return found
 
 
 def _fresh(name: str, taken: set[str]) -> str:
-    """A tensor name that is not taken; takes it."""
+    """A name that is not taken; takes it."""
     while name in taken:
         name += "_"
     taken.add(name)

@@ -41,7 +41,7 @@ def leaky_relu(call: Call) -> Value:
 
 
 def clip(call: Call) -> Value:
-    """``min(max(x, lo), hi)`` as ``y = lo + max(x - lo, 0)``, then ``hi - max(hi - y, 0)``; either may be missing."""
+    """``min(max(x, lo), hi)`` as ``y = lo + max(x - lo, 0)``, then ``hi - max(hi - y, 0)``."""
     lowest, highest = _bound(call, 1, "min", -np.inf), _bound(call, 2, "max", np.inf)
     if call.folds:
         array = call.constant(0).array

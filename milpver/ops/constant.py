@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 
-from milpver.op import FREE, Call, Constant, Lowering, UnsupportedError, Value
+from milpver.op import FREE, Call, Constant, Lowering, UnsupportedError, Value, check_size
 
 __all__ = ["LOWERINGS"]
 
@@ -66,6 +67,7 @@ def range_(call: Call) -> Value:
     start, limit, step = (call.constant(position).array.reshape(-1)[0] for position in range(3))
     if step == 0:
         raise UnsupportedError("has a step of 0")
+    check_size(max(math.ceil((float(limit) - float(start)) / float(step)), 0))
     return call.folded(np.arange(start, limit, step, dtype=start.dtype))
 
 

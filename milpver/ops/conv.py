@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from milpver.linear import Conv
-from milpver.op import Call, Lowering, Tensor, UnsupportedError, Value
+from milpver.op import Call, Lowering, Tensor, UnsupportedError, Value, check_size
 from milpver.ops.window import geometry
 
 __all__ = ["LOWERINGS"]
@@ -47,6 +47,7 @@ def conv(call: Call) -> Value:
     bias = call.weights(2) if call.has(2) else np.zeros(kernel.shape[0])
     if bias.shape != (kernel.shape[0],):
         raise UnsupportedError(f"has a bias of shape {bias.shape} for {kernel.shape[0]} channels")
+    check_size(linear.outputs)
     shift = np.repeat(bias, linear.outputs // kernel.shape[0])
     node = call.builder.affine(((tensor.node, linear),), shift, call.name)
     return Tensor(node, (1, *out_shape), tensor.dtype)

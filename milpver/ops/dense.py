@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -9,7 +10,18 @@ import numpy as np
 from scipy import sparse
 
 from milpver.linear import Dense, Float, Int, LinearMap, Sparse
-from milpver.op import BatchError, Call, Constant, Lowering, Tensor, UnsupportedError, Value, finite, indices
+from milpver.op import (
+    BatchError,
+    Call,
+    Constant,
+    Lowering,
+    Tensor,
+    UnsupportedError,
+    Value,
+    check_size,
+    finite,
+    indices,
+)
 
 __all__ = ["LOWERINGS"]
 
@@ -137,9 +149,10 @@ def _blocks(source: Int, weight: Float, size: int, *, transposed: bool) -> Spars
     """The same weights at several positions, as a sparse map."""
     lead = np.broadcast_shapes(source.shape[:-2], weight.shape[:-2])
     (t, k), n = source.shape[-2:], weight.shape[-1]
-    target = np.arange(int(np.prod(lead, dtype=np.int64)) * t * n)
-    target = target.reshape((*lead, n, t)).swapaxes(-1, -2) if transposed else target.reshape((*lead, t, n))
     full = (*lead, t, k, n)
+    check_size(math.prod(full))
+    target = np.arange(math.prod(lead) * t * n)
+    target = target.reshape((*lead, n, t)).swapaxes(-1, -2) if transposed else target.reshape((*lead, t, n))
     rows = np.broadcast_to(target[..., :, None, :], full).reshape(-1)
     columns = np.broadcast_to(source[..., :, :, None], full).reshape(-1)
     values = np.broadcast_to(weight[..., None, :, :], full).reshape(-1)

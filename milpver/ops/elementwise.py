@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from milpver.linear import Float, LinearMap, Sparse, diagonal, selection
-from milpver.op import BatchError, Call, Constant, Lowering, Tensor, UnsupportedError, Value, finite, indices
+from milpver.op import (
+    BatchError,
+    Call,
+    Constant,
+    Lowering,
+    Tensor,
+    UnsupportedError,
+    Value,
+    check_size,
+    finite,
+    indices,
+)
 
 __all__ = ["LOWERINGS"]
 
@@ -124,9 +136,11 @@ def _aligned(call: Call, tensor: Tensor, constant: Value) -> tuple[Tensor, Float
 
 def _joint(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[int, ...]:
     try:
-        return np.broadcast_shapes(left, right)
+        joint = np.broadcast_shapes(left, right)
     except ValueError:
         raise UnsupportedError(f"shapes {left} and {right} do not broadcast") from None
+    check_size(math.prod(joint))
+    return joint
 
 
 def _sum(call: Call, left: Tensor, right: Tensor, sign: float) -> Tensor:
@@ -134,7 +148,8 @@ def _sum(call: Call, left: Tensor, right: Tensor, sign: float) -> Tensor:
     if call.batch is not None and len(left.shape) != len(right.shape):
         raise BatchError(f"broadcasts shapes {left.shape} and {right.shape} along the batch axis")
     shape = _joint(left.shape, right.shape)
-    size = int(np.prod(shape))
+    size = math.prod(shape)
+    check_size(size)
 
     def spread(tensor: Tensor, factor: float) -> LinearMap:
         if tensor.shape == shape:

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import sparse
 
 from milpver.linear import Int, Sparse
-from milpver.op import Call, Lowering, Tensor, UnsupportedError, Value
+from milpver.op import Call, Lowering, Tensor, UnsupportedError, Value, check_size
 from milpver.ops.window import Axis, geometry, windows
 
 __all__ = ["LOWERINGS"]
@@ -37,6 +37,7 @@ def _averaged(call: Call, tensor: Tensor, found: Int, count: Int, grid: tuple[in
     """Means over windows of every channel's image."""
     pixels = int(np.prod(tensor.shape[2:]))
     outer, entry = np.nonzero(found >= 0)
+    check_size(tensor.shape[0] * tensor.shape[1] * len(outer))
     image = sparse.csr_array((1.0 / count[outer], (outer, found[outer, entry])), shape=(len(found), pixels))
     channels = tensor.shape[0] * tensor.shape[1]
     linear = Sparse(sparse.csr_array(sparse.block_diag([image] * channels, format="csr")))
@@ -55,6 +56,7 @@ def max_pool(call: Call) -> Value:
     groups = np.where(found >= 0, found, found.max(axis=1, keepdims=True))
     pixels = int(np.prod(tensor.shape[2:]))
     channels = tensor.shape[0] * tensor.shape[1]
+    check_size(channels * groups.size)
     groups = (np.arange(channels)[:, None, None] * pixels + groups[None]).reshape(-1, groups.shape[1])
     node = call.builder.max(tensor.node, groups, call.name)
     return Tensor(node, (*tensor.shape[:2], *(axis.count for axis in axes)), tensor.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,7 @@ from milpver.op import (
     Tensor,
     UnsupportedError,
     Value,
+    check_size,
     finite,
     indices,
 )
@@ -183,7 +185,7 @@ def slice_(call: Call) -> Value:
 
 
 def _range(size: int, start: int, end: int, step: int) -> Int:
-    """The positions that Slice takes along one axis: negative ones count from the end, then all are clamped."""
+    """The positions that Slice takes along one axis: negative ones count from the end, all are clamped."""
     start, end = (place + size if place < 0 else place for place in (start, end))
     if step > 0:
         start, end = (min(max(place, 0), size) for place in (start, end))
@@ -300,6 +302,9 @@ def pad(call: Call) -> Value:
         filling = float(call.constant(2).array.reshape(-1)[0])
     if not np.isfinite(filling):
         raise UnsupportedError(f"pads with {filling}")
+
+    full = value.array.shape if isinstance(value, Constant) else value.shape
+    check_size(math.prod(size + abs(b) + abs(a) for size, b, a in zip(full, before, after, strict=True)))
 
     def padded(array: NDArray[Any], fill: float) -> NDArray[Any]:
         cut = tuple(

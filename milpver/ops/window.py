@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from milpver.linear import Int
-from milpver.op import Call, UnsupportedError
+from milpver.op import Call, UnsupportedError, check_size
 
 __all__ = ["Axis", "geometry", "windows"]
 
@@ -82,10 +83,12 @@ def geometry(call: Call, sizes: Sequence[int], window: Sequence[int]) -> tuple[A
         count = room // stride + 1
         # a window that rounding up adds counts only where it starts inside the input or the padding before it
         if ceil and room % stride and auto == "VALID":
-            raise UnsupportedError("has auto_pad = VALID with ceil_mode, which runtimes read in different ways")
+            raise UnsupportedError("has auto_pad = VALID with ceil_mode, which runtimes read differently")
         if ceil and room % stride and count * stride < size + before:
             count += 1
         axes.append(Axis(size, width, stride, dilation, before, after, count))
+    check_size(math.prod(axis.count * axis.window for axis in axes))
+    check_size(math.prod(axis.before + axis.size + axis.after for axis in axes))
     return tuple(axes)
 
 

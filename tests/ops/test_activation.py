@@ -25,7 +25,7 @@ def test_relu_agrees_with_onnx_runtime(check: Check, opset: int) -> None:
 
 @pytest.mark.parametrize("alpha", [None, 0.0, 0.2, 1.0, 1.5, -0.3])
 def test_leaky_relu_agrees_with_onnx_runtime(check: Check, alpha: float | None) -> None:
-    attributes = {} if alpha is None else {"alpha": alpha}
+    attributes: dict[str, Any] = {} if alpha is None else {"alpha": alpha}
     check([helper.make_node("LeakyRelu", ["x"], ["y"], **attributes)], [None, 5])
 
 
@@ -35,13 +35,14 @@ def test_leaky_relu_agrees_with_onnx_runtime(check: Check, alpha: float | None) 
 def test_clip_agrees_with_onnx_runtime(
     check: Check, low: float | None, high: float | None, opset: int
 ) -> None:
-    bounds = {name: np.float32(value) for name, value in (("min", low), ("max", high)) if value is not None}
+    given = [("min", low), ("max", high)]
+    bounds: dict[str, Any] = {name: np.float32(value) for name, value in given if value is not None}
     if opset < 11:
         if (low, high) in ((0.0, -1.0), (-0.5, -1.0)):
             pytest.skip("ONNX Runtime refuses an empty range here")
         check([helper.make_node("Clip", ["x"], ["y"], **bounds)], [None, 6], opset=opset)
         return
-    inputs = ["x", *("" if value is None else name for name, value in (("min", low), ("max", high)))]
+    inputs = ["x", *("" if value is None else name for name, value in given)]
     check([helper.make_node("Clip", inputs, ["y"])], [None, 6], bounds, opset=opset)
 
 
@@ -79,7 +80,7 @@ def test_bounds_that_are_no_numbers_are_refused(build: Build, low: float, messag
 def test_softmax_at_the_end_is_dropped(
     build: Build, operator: str, opset: int, shape: list[int], axis: int | None
 ) -> None:
-    attributes = {} if axis is None else {"axis": axis}
+    attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
     nodes = [
         helper.make_node("Neg", ["x"], ["logits"]),
         helper.make_node(operator, ["logits"], ["p"], **attributes),

@@ -62,7 +62,10 @@ def test_shape_arithmetic_folds(check: Check) -> None:
         helper.make_node("Concat", ["minus", "cut", "two_i"], ["target"], axis=0),
         helper.make_node("Reshape", ["x", "target"], ["r"]),
         helper.make_node(
-            "ConstantOfShape", ["cut"], ["ones"], value=numpy_helper.from_array(np.float32([2.0]))
+            "ConstantOfShape",
+            ["cut"],
+            ["ones"],
+            value=numpy_helper.from_array(np.array([2.0], dtype=np.float32)),
         ),
         helper.make_node("Unsqueeze", ["ones", "one"], ["column"]),
         helper.make_node("Mul", ["r", "column"], ["y"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def normal(*shape: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     st.sampled_from([None, 1, 5]),
     st.sampled_from([7, 9, 11, 13]),
 )
-def test_gemm_agrees_with_onnx_runtime(
+def test_gemm_agrees_with_onnx_runtime(  # noqa: PLR0917  hypothesis passes what it draws by position
     check: Check,
     rows: int,
     columns: int,
@@ -154,7 +155,7 @@ def test_batch_normalization_agrees_with_onnx_runtime(
     [({"spatial": 0}, 7, "spatial"), ({"training_mode": 1}, 15, "training")],
 )
 def test_batch_normalization_that_depends_on_the_batch_is_refused(
-    build: Build, attributes: dict[str, int], opset: int, message: str
+    build: Build, attributes: dict[str, Any], opset: int, message: str
 ) -> None:
     constants = {name: np.ones(3, dtype=np.float32) for name in "sbmv"}
     node = helper.make_node("BatchNormalization", ["x", *constants], ["y"], **attributes)

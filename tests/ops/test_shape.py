@@ -38,7 +38,8 @@ def test_transpose_agrees_with_onnx_runtime(
 
 @pytest.mark.parametrize("perm", [None, [1, 0, 2], [2, 1, 0]])
 def test_transpose_moves_a_batch_of_one_only(check: Check, build: Build, perm: list[int] | None) -> None:
-    node = helper.make_node("Transpose", ["x"], ["y"], **({} if perm is None else {"perm": perm}))
+    attributes: dict[str, Any] = {} if perm is None else {"perm": perm}
+    node = helper.make_node("Transpose", ["x"], ["y"], **attributes)
     check([node], [1, 2, 3])
     for batch in (None, 4):
         with pytest.raises(ModelError, match="batch axis"):
@@ -98,7 +99,8 @@ def test_a_reshape_across_the_batch_is_refused(build: Build, batch: int | None, 
 def test_flatten_agrees_with_onnx_runtime(
     check: Check, build: Build, axis: int | None, batch: int | None
 ) -> None:
-    node = helper.make_node("Flatten", ["x"], ["y"], **({} if axis is None else {"axis": axis}))
+    attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
+    node = helper.make_node("Flatten", ["x"], ["y"], **attributes)
     if batch is None and axis in (0, 2, 3):
         with pytest.raises(ModelError, match="flattens"):
             load_network(build([node], [batch, 2, 3]))
@@ -306,8 +308,9 @@ def test_other_padding_is_refused(build: Build, mode: str, pads: list[int], mess
 
 @pytest.mark.parametrize("opset", [7, 12, 13, 22])
 def test_dropout_and_identity_do_nothing(check: Check, opset: int) -> None:
+    attributes: dict[str, Any] = {"ratio": 0.5} if opset < 12 else {}
     nodes = [
-        helper.make_node("Dropout", ["x"], ["d"], **({"ratio": 0.5} if opset < 12 else {})),
+        helper.make_node("Dropout", ["x"], ["d"], **attributes),
         helper.make_node("Identity", ["d"], ["i"]),
         helper.make_node("Relu", ["i"], ["y"]),
     ]
@@ -318,11 +321,11 @@ def test_dropout_in_training_is_refused(build: Build) -> None:
     constants = {"r": np.float32(0.5), "t": np.array(True)}
     with pytest.raises(ModelError, match="training mode"):
         load_network(build([helper.make_node("Dropout", ["x", "r", "t"], ["y"])], [None, 3], constants))
+    nodes = [
+        helper.make_node("Dropout", ["x"], ["d", "m"]),
+        helper.make_node("Where", ["m", "d", "d"], ["y"]),
+    ]
     with pytest.raises(ModelError, match="mask"):
-        nodes = [
-            helper.make_node("Dropout", ["x"], ["d", "m"]),
-            helper.make_node("Where", ["m", "d", "d"], ["y"]),
-        ]
         load_network(build(nodes, [None, 3]))
 
 
