@@ -184,19 +184,20 @@ class _Search:
     def offer_near(self, x: Float, target: int) -> bool:
         """Replay a candidate that lies on the boundary up to rounding: step over it, as little as it takes.
 
-        In the linear region of x the smallest step that takes the margin to -overshoot is
-        ``overshoot / ||g||_1``; the overshoot grows from the rounding of the outputs.
+        In the linear region of x, moving every entry by ``overshoot / ||g||_1`` against the sign of its
+        slope takes the margin below 0 by the overshoot, which grows from the rounding of the outputs.
         """
         row = self.rows[target][None]
-        for exponent in range(-15, -8):
+        x = self.space.clip(x)
+        for exponent in range(-15, -6):
             values = self.graph.trace(x[None])
             margin = float((row @ values[-1][0])[0])
             if margin <= 0:
                 break
             slope = self.graph.pullback(values, row)
             overshoot = 10.0**exponent * max(1.0, float(np.abs(values[-1]).max()))
-            needed = np.array([margin + overshoot + float(slope[0] @ (self.x0 - x))])
-            x = onto_boundary(self.x0, slope, needed, self.space.inner_lower, self.space.inner_upper)[0]
+            needed = np.array([margin + overshoot])
+            x = onto_boundary(x, slope, needed, self.space.inner_lower, self.space.inner_upper)[0]
         return self.offer(x)
 
     def attack(self) -> None:

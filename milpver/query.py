@@ -321,7 +321,7 @@ class Options:
 
     solver: str = "highs"
     encoding: str = "fused"
-    bounds: str = "budget"
+    bounds: str = "alpha-crown"
     timeout: float = 60.0
     gap: float = 1e-6
     threads: int = 1

@@ -111,8 +111,9 @@ class Watch:
         self.progress = Progress(self.seconds, nodes, lower, upper)
         limits = self._limits
         if (limits.objective_stop is not None and upper <= limits.objective_stop) or (
-            limits.bound_stop is not None and lower > limits.bound_stop
+            limits.bound_stop is not None and limits.bound_stop < lower < np.inf
         ):
+            # An infinite bound means that no node is left: the solver is about to say so itself.
             self.cancel(Stop.TARGET)
         return self._reason is not None
 
