@@ -23,6 +23,7 @@ from milpver.solvers._common import (
     Watch,
     checked,
     checked_start,
+    conditioned,
     converted_option,
     package_availability,
     reserved_option,
@@ -31,7 +32,6 @@ from milpver.solvers._common import (
     too_large,
     trivial,
     unknown_option,
-    without_tiny,
 )
 
 if TYPE_CHECKING:
@@ -119,11 +119,14 @@ class Gurobi:
                     known = trivial(program) or too_large(program, "Gurobi", INFINITE)
                     if known is not None:
                         return known
-                    relaxed = without_tiny(program, SMALLEST_ENTRY)
+                    easier = conditioned(program, SMALLEST_ENTRY)
                     with gurobipy.Model(env=environment) as model:
                         running.append(model)
                         try:
-                            return _minimise(gurobipy, model, relaxed, settings, start, watch)
+                            first = easier.start(start)
+                            return easier.back(
+                                _minimise(gurobipy, model, easier.program, settings, first, watch)
+                            )
                         finally:
                             running.clear()
             except gurobipy.GurobiError as error:
@@ -224,9 +227,7 @@ def _minimise(
     columns = _build(gurobipy, model, program)
     mixed = bool(program.integer.any())
     if start is not None and mixed:
-        point = np.where(program.integer, np.round(start), start)
-        point = np.clip(point, program.lower, program.upper)
-        columns.Start = np.where(np.isnan(start), gurobipy.GRB.UNDEFINED, point)
+        columns.Start = np.where(np.isnan(start), gurobipy.GRB.UNDEFINED, start)
 
     def callback(_model: Any, where: int) -> None:
         codes = gurobipy.GRB.Callback

@@ -22,6 +22,7 @@ from milpver.solvers._common import (
     Watch,
     checked,
     checked_start,
+    conditioned,
     converted_option,
     package_availability,
     parse_bool,
@@ -31,7 +32,6 @@ from milpver.solvers._common import (
     too_large,
     trivial,
     unknown_option,
-    without_tiny,
 )
 
 if TYPE_CHECKING:
@@ -110,10 +110,12 @@ class Highs:
         settings = _settings(highspy, limits, options or {})
         outcome = trivial(program) or too_large(program, "HiGHS", INFINITE)
         if outcome is None:
-            relaxed = without_tiny(program, SMALLEST_ENTRY)
+            easier = conditioned(program, SMALLEST_ENTRY)
+            first = easier.start(start)
             outcome = run_watched(
-                lambda: _minimise(highspy, relaxed, settings, start, watch), watch, limits, should_stop
+                lambda: _minimise(highspy, easier.program, settings, first, watch), watch, limits, should_stop
             )
+            outcome = easier.back(outcome)
         return checked(program, limits, outcome, start, watch.seconds)
 
 
@@ -210,7 +212,7 @@ def _run(
         return Outcome(Stop.ERROR, message="HiGHS does not take the program")
     mixed = bool(program.integer.any())
     if start is not None and mixed:
-        _pass_start(solver, program, start)
+        _pass_start(solver, start)
 
     def callback(_kind: int, _text: str, data: Any, answer: Any, _user: object) -> None:
         if mixed:
@@ -250,11 +252,10 @@ def _pass(solver: Any, program: Program) -> Any:
     )
 
 
-def _pass_start(solver: Any, program: Program, start: Float) -> None:
+def _pass_start(solver: Any, start: Float) -> None:
     """Hand a start over; HiGHS may reject it, which is harmless."""
-    point = np.clip(np.where(program.integer, np.round(start), start), program.lower, program.upper)
     known = np.flatnonzero(~np.isnan(start)).astype(np.int32)
-    solver.setSolution(len(known), known, point[known])
+    solver.setSolution(len(known), known, start[known])
 
 
 def _outcome(highspy: ModuleType, solver: Any, mixed: bool, watch: Watch) -> Outcome | None:

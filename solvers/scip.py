@@ -22,6 +22,7 @@ from milpver.solvers._common import (
     Watch,
     checked,
     checked_start,
+    conditioned,
     converted_option,
     package_availability,
     parse_bool,
@@ -31,7 +32,6 @@ from milpver.solvers._common import (
     too_large,
     trivial,
     unknown_option,
-    without_tiny,
 )
 
 if TYPE_CHECKING:
@@ -100,7 +100,8 @@ class Scip:
         settings = _settings(pyscipopt, limits, options or {})
         outcome = trivial(program) or too_large(program, "SCIP", INFINITE)
         if outcome is None:
-            relaxed = without_tiny(program, SMALLEST_ENTRY)
+            easier = conditioned(program, SMALLEST_ENTRY)
+            first = easier.start(start)
             running: list[Any] = []
 
             def interrupt() -> None:
@@ -108,12 +109,13 @@ class Scip:
                     model.interruptSolve()
 
             outcome = run_watched(
-                lambda: _minimise(pyscipopt, relaxed, settings, start, watch, running),
+                lambda: _minimise(pyscipopt, easier.program, settings, first, watch, running),
                 watch,
                 limits,
                 should_stop,
                 interrupt,
             )
+            outcome = easier.back(outcome)
         return checked(program, limits, outcome, start, watch.seconds)
 
 
@@ -203,7 +205,7 @@ def _run(
         model.setParams({**settings, "limits/time": min(watch.remaining, INFINITE)})
         columns = _build(model, program)
         if start is not None:
-            _pass_start(model, columns, program, start)
+            _pass_start(model, columns, start)
         model.includeEventhdlr(_handler(pyscipopt, watch), "milpver", "asks whether to stop")
         running.append(model)
         try:
@@ -243,13 +245,12 @@ def _build(model: Any, program: Program) -> list[Any]:
     return columns
 
 
-def _pass_start(model: Any, columns: list[Any], program: Program, start: Float) -> None:
+def _pass_start(model: Any, columns: list[Any], start: Float) -> None:
     """Hand a start over; SCIP completes a partial one and rejects an infeasible one, which is harmless."""
-    point = np.clip(np.where(program.integer, np.round(start), start), program.lower, program.upper)
     known = ~np.isnan(start)
     solution = model.createOrigSol() if known.all() else model.createPartialSol()
     for j in np.flatnonzero(known).tolist():
-        model.setSolVal(solution, columns[j], float(point[j]))
+        model.setSolVal(solution, columns[j], float(start[j]))
     model.addSol(solution)
 
 

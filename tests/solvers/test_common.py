@@ -128,7 +128,7 @@ def test_without_tiny_is_a_relaxation_and_no_looser_than_what_was_dropped(seed: 
     rows, columns = rng.integers(1, 4), rng.integers(1, 5)
     matrix = rng.normal(size=(rows, columns)) * rng.choice([1.0, 1e-3, 0.0], size=(rows, columns))
     program = program_with(matrix)
-    relaxed = common.without_tiny(program, 1e-2)
+    relaxed = common._without_tiny(program, 1e-2)
     assert relaxed.matrix.nnz == (np.abs(matrix) > 1e-2).sum()
     assert relaxed.matrix.shape == matrix.shape
     dropped = np.where(np.abs(matrix) <= 1e-2, matrix, 0.0)
@@ -142,9 +142,9 @@ def test_without_tiny_is_a_relaxation_and_no_looser_than_what_was_dropped(seed: 
 def test_without_tiny_gives_way_entirely_where_a_column_is_unbounded() -> None:
     program = program_with(np.array([[1.0, 1e-12], [1.0, -1e-12]]))
     program.upper[1] = INF
-    relaxed = common.without_tiny(program, 1e-9)
+    relaxed = common._without_tiny(program, 1e-9)
     assert relaxed.row_lower.tolist() == [-INF, 1.0]
-    assert common.without_tiny(PROGRAM, 1e-9) is PROGRAM
+    assert common._without_tiny(PROGRAM, 1e-9) is PROGRAM
 
 
 def work_until_told(watch: Watch, seconds: float = 20.0) -> Outcome:
