@@ -78,7 +78,8 @@ def picture(
     ]
     layers = " and ".join(f"{allowed} of layer {k}" for k, allowed in enumerate(BUDGET.split(","), start=1))
     return draw(
-        panels, f"Worst removal of {layers}, and the closest adversarial digit, for {len(panels)} digits"
+        panels,
+        f"Worst removal of {layers} (crossed out), and the closest adversarial digit: {len(panels)} digits",
     )
 
 
@@ -90,7 +91,9 @@ def _panel(x: NDArray[np.float32], margin: Record, distance: Record, widths: tup
         image=x.reshape(_SIDE, _SIDE),
         widths=widths,
         removed=None if removed is None else tuple((layer, neuron) for layer, neuron in removed),
-        mask_title=f"worst removal: {margin['verdict']}\nmargin {_bracket(margin, 3)} to {margin['target']}",
+        mask_title=(
+            f"worst removal: {margin['verdict']}\nmargin {_bracket(margin, 3)}, against {margin['target']}"
+        ),
         adversarial=None if adversarial is None else np.array(adversarial).reshape(_SIDE, _SIDE),
         adversarial_title=(
             f"no adversarial digit\n({distance['status']})"

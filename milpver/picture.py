@@ -24,6 +24,8 @@ _WIDE, _HIGH, _HEAD = 6.4, 1.9, 0.7
 _DPI = 110
 #: Neurons in a row of the strip.
 _ACROSS = 12
+#: How far the colours of the difference reach beyond it: the ends of the scale are nearly black.
+_FADE = 1.5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,7 +112,7 @@ def _draw_panel(figure: Any, panel: Panel, corner: tuple[float, float], size: tu
     twin.imshow(panel.adversarial, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
     difference = panel.adversarial - panel.image
     most = float(np.abs(difference).max()) or 1.0
-    change.imshow(difference, cmap="PuOr", vmin=-most, vmax=most, interpolation="nearest")
+    change.imshow(difference, cmap="PuOr", vmin=-_FADE * most, vmax=_FADE * most, interpolation="nearest")
     _title(change, f"difference\norange -{most:.3f}\npurple +{most:.3f}")
 
 

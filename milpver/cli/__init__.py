@@ -37,10 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    if sys.stdout is None:
+        return _fail("stdout is closed; needed: a place for the answers; fix: send them to /dev/null")
     try:
         code = _run(sys.argv[1:] if argv is None else argv)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except BrokenPipeError:
         code = DONE
     except (UsageError, MilpverError) as error:
@@ -111,8 +112,6 @@ def _say(line: str) -> None:
 
 def _let_go_of_stdout() -> None:
     """Where its reader has gone, send what is still buffered nowhere: Python would complain at exit."""
-    if sys.stdout is None:
-        return
     try:
         sys.stdout.flush()
     except OSError:

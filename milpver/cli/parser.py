@@ -184,7 +184,7 @@ def _margin(parser: argparse.ArgumentParser) -> None:
         "--budget",
         required=True,
         metavar="LIST",
-        help="neurons that may be removed, an entry a gateable layer: 2,1 or 10%%,- or 2=3 (see milpver info)",
+        help="neurons that may be removed, an entry a gateable layer: 2,1 or 10%%,- or 2=3 (milpver info)",
     )
     parser.add_argument(
         "--radius", default="0", metavar="R", help="L-inf ball around each input, in the data's units (0)"
@@ -253,7 +253,10 @@ def _common(parser: argparse.ArgumentParser) -> None:
         "--encoding", default="fused", metavar="NAME", help="fused, or reference: the papers' (fused)"
     )
     search.add_argument(
-        "--bounds", default="budget", metavar="NAME", help="budget: aware of it, or interval: not (budget)"
+        "--bounds",
+        default="budget",
+        metavar="NAME",
+        help="budget, interval, crown or alpha-crown, the tightest (budget)",
     )
     search.add_argument(
         "--timeout", default="60", metavar="S", help="seconds for one input, all classes (60)"

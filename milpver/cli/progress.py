@@ -6,10 +6,10 @@ Warnings are shown in any case.
 from __future__ import annotations
 
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from time import monotonic
 from typing import Protocol
 
 __all__ = ["Progress", "count_words", "progress"]
@@ -82,7 +82,7 @@ class _Lines(_Silent):
         self._title = title
         self._total = total
         self._words: Counter[str] = Counter()
-        self._start = time.monotonic()
+        self._start = monotonic()
         self._next = self._start + FIRST_LINE
 
     def advance(self, word: str) -> None:
@@ -92,7 +92,7 @@ class _Lines(_Silent):
 
     def tick(self) -> None:
         """See Progress."""
-        now = time.monotonic()
+        now = monotonic()
         if now >= self._next:
             self._next = now + EVERY
             counts = f" ({count_words(self._words)})" if self._words else ""

@@ -289,7 +289,7 @@ def answer(query: Query, finding: Finding, own: Mapping[str, Any], ask: Ask) -> 
         except Exception as error:
             failure = error
         stream = sys.stderr if query.records == STDOUT else sys.stdout
-        if failure is None or run.records:
+        if stream is not None and (failure is None or run.records):
             for line in _shown(query, finding, run, set(done), time.perf_counter() - began, stream):
                 stream.write(f"{line}\n")
             stream.flush()

@@ -53,7 +53,6 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], stream
             nothing is folded.
     """
     from rich.console import Console  # noqa: PLC0415  0.1 s, which `--help` must not cost
-    from rich.measure import Measurement  # noqa: PLC0415  as above
     from rich.table import Table  # noqa: PLC0415  as above
     from rich.text import Text  # noqa: PLC0415  as above
 
@@ -68,6 +67,14 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], stream
     for row in rows:
         table.add_row(*(Text(cell, style=_STYLES.get(cell.split(" ")[0], "")) for cell in row))
     console = Console(file=stream, width=None if stream.isatty() else _PIPE, highlight=False, emoji=False)
-    least = Measurement.get(console, console.options.update(width=_PIPE), table).minimum
-    console.width = max(console.width, least)
+    console.width = max(console.width, _least_width(columns, rows))
     console.print(table)
+
+
+def _least_width(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> int:
+    """Characters that the table takes at least: numbers whole, texts folded, a space behind each column."""
+    cells = [[column.title, *(row[k] for row in rows)] for k, column in enumerate(columns)]
+    return sum(
+        1 + (max(map(len, texts)) if column.right else column.least)
+        for column, texts in zip(columns, cells, strict=True)
+    )
