@@ -26,6 +26,7 @@ from milpver.network import Network
 from milpver.program import Program
 from milpver.query import Box, Budget, Domain, Options, ball, check_inputs, removed_pairs
 from milpver.run import Clock, RunContext, status_of
+from milpver.search.bab import MaskSearch, SearchLimits, torch_threads
 from milpver.solver import Stop
 from milpver.verdict import (
     SOLVER_TOLERANCE,
@@ -43,6 +44,8 @@ __all__ = ["margins"]
 
 #: Inputs whose bounds are computed together.
 BATCH = 128
+#: Bytes that open nodes of a native search may take where the user sets no limit.
+DEFAULT_MEMORY = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -256,6 +259,41 @@ class _Search:
                 )
                 if self.status in (Status.INTERRUPTED, Status.MEMORY):
                     return
+
+    def search_masks(self) -> None:
+        """Branch and bound over the masks of a point, all classes at once."""
+        rows = margin_rows((self.label,), self.graph.outputs)[0]
+        search = MaskSearch(
+            self.query.context.tensors, self.query.budget, self.box.centre, rows, self.offer_masks
+        )
+        limits = SearchLimits(
+            gap=self.options.gap,
+            decide=self.options.decide,
+            memory=self.options.memory or DEFAULT_MEMORY,
+            expired=self.expired,
+        )
+        with torch_threads(self.options.threads):
+            result = search.run(limits)
+        self.nodes += result.nodes
+        self.rounded = np.maximum(self.rounded, np.minimum(result.lower, self.upper))
+        self.reason = [status_of(result.stop)] * len(self.reason)
+        if result.stop in (Stop.INTERRUPTED, Stop.MEMORY):
+            self.status = status_of(result.stop)
+
+    def offer_masks(self, masks: Mapping[int, NDArray[np.bool_]]) -> Float:
+        """Run candidate masks in one batch; replay each class's best where it improves its bracket."""
+        count = len(next(iter(masks.values())))
+        outputs = self.graph.evaluate(np.repeat(self.box.centre[None], count, axis=0), masks)
+        found = outputs[:, self.label : self.label + 1] - np.delete(outputs, self.label, axis=1)
+        for i in np.unique(found.argmin(axis=0)[found.min(axis=0) < self.upper]):
+            self.offer(self.box.centre, {node: mask[i] for node, mask in masks.items()})
+        return self.upper
+
+    def expired(self) -> Stop | None:
+        """Why a search has to stop now, or None."""
+        if self.query.context.interrupted():
+            return Stop.INTERRUPTED
+        return Stop.TIMEOUT if self.clock.remaining <= 0 else None
 
     def solve_class(self, k: int, program: Program, encoded: Encoded, seconds: float) -> None:
         """Minimise one class's margin, and take from the solver what can be checked."""

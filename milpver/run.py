@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from milpver import __version__, registry
 from milpver.bounding import Bounding
+from milpver.bounds._tensors import TensorGraph, pick_device
 from milpver.encoding import Encoding
 from milpver.network import Network
 from milpver.program import Program
@@ -21,7 +23,10 @@ from milpver.replay import Replay
 from milpver.solver import Limits, Progress, Solution, Solver, Stop
 from milpver.verdict import SCHEMA_VERSION, Status
 
-__all__ = ["Clock", "RunContext", "status_of"]
+__all__ = ["NATIVE", "Clock", "RunContext", "status_of"]
+
+#: Solver names that mean the native search where it applies, and the MILP backend they fall back on.
+NATIVE = {"bab": "highs", "auto": "highs"}
 
 
 class Clock:
@@ -42,7 +47,7 @@ class Clock:
         return max(0.0, self._limit - self.seconds)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class RunContext:
     """What is the same for all inputs of a run, whatever the question.
 
@@ -76,10 +81,21 @@ class RunContext:
             options=options,
             bounding=registry.load("bounds", options.bounds),
             encoding=registry.load("encodings", options.encoding),
-            solver=registry.load("solvers", options.solver),
+            solver=registry.load("solvers", NATIVE.get(options.solver, options.solver)),
             replay=Replay(network, threads=options.threads),
             should_stop=should_stop,
         )
+
+    @cached_property
+    def tensors(self) -> TensorGraph:
+        """The graph on the device of the run, for native searches."""
+        return TensorGraph(self.network.graph, pick_device(self.options.device))
+
+    @cached_property
+    def solver_version(self) -> str:
+        """Version of what the options name: of milpver itself for native searches."""
+        native = self.options.solver in NATIVE
+        return __version__ if native else self.solver.availability().version
 
     def interrupted(self) -> bool:
         """Whether the user wants to stop."""
@@ -127,7 +143,7 @@ class RunContext:
         return {
             "schema_version": SCHEMA_VERSION,
             "milpver": __version__,
-            "solver_version": self.solver.availability().version,
+            "solver_version": self.solver_version,
             "model_sha256": self.network.sha256,
             "encoding": options.encoding,
             "bounds": options.bounds,

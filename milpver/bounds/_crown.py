@@ -83,6 +83,7 @@ def crown_bounds(
     *,
     steps: int,
     row_steps: int,
+    first: Multipliers | None = None,
 ) -> tuple[torch.Tensor, Multipliers]:
     """Fill a workspace with bounds of every node, tightened where a neuron is unstable, and bound the rows.
 
@@ -92,6 +93,7 @@ def crown_bounds(
         rows: float64 [batch, rows, outputs].
         steps: ascent steps for intermediate bounds.
         row_steps: ascent steps for the rows over the output.
+        first: multipliers of the rows to begin with.
 
     Returns:
         Lower bounds of the rows, float64 [batch, rows], rounded outward, and their multipliers.
@@ -101,8 +103,26 @@ def crown_bounds(
         workspace.add(lower, upper)
         if isinstance(node, Affine) and _worth_tightening(workspace, index, node):
             _tighten(workspace, index, steps)
+            workspace.tightened.append(index)
     start = len(graph.nodes) - 1
-    return optimised_rows(workspace, start, rows, row_steps)
+    return optimised_rows(workspace, start, rows, row_steps, first)
+
+
+def arrived_coefficients(
+    workspace: Workspace, rows: torch.Tensor, multipliers: Multipliers
+) -> dict[int, torch.Tensor]:
+    """Coefficients with which rows over the output arrive at each Relu and budgeted Gate, for branching.
+
+    Args:
+        workspace: full.
+        rows: float64 [batch, rows, outputs].
+        multipliers: of these rows.
+
+    Returns:
+        Node -> float64 [batch, rows, size].
+    """
+    with torch.no_grad():
+        return _backward(workspace, len(workspace.graph.nodes) - 1, rows, multipliers, rounded=False)[1]
 
 
 def _worth_tightening(workspace: Workspace, index: int, node: Affine) -> bool:

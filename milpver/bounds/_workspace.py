@@ -58,6 +58,8 @@ class Workspace:
         point: whether every box of the batch is a point.
         lows, highs: bounds of the nodes done so far, float64 [batch, size].
         magnitudes: for Affine nodes ``|M| max|x| + |b|``, float64 [batch, size].
+        known: bounds known beforehand of some nodes (a parent's), met with what is computed.
+        tightened: nodes whose bounds a backward pass has improved, in order.
     """
 
     tensors: TensorGraph
@@ -68,6 +70,8 @@ class Workspace:
     lows: list[torch.Tensor] = field(default_factory=list)
     highs: list[torch.Tensor] = field(default_factory=list)
     magnitudes: dict[int, torch.Tensor] = field(default_factory=dict)
+    known: Mapping[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    tightened: list[int] = field(default_factory=list)
 
     @property
     def graph(self) -> Graph:
@@ -152,6 +156,9 @@ class Workspace:
                     free, gone = (state[:, self.owner(index)] for state in self.states(index))
                     low = torch.where(free, low.clamp(max=0.0), low).masked_fill(gone, 0.0)
                     high = torch.where(free, high.clamp(min=0.0), high).masked_fill(gone, 0.0)
+        if index in self.known:
+            low = torch.maximum(low, self.known[index][0])
+            high = torch.minimum(high, self.known[index][1])
         self.lows.append(low)
         self.highs.append(high)
 

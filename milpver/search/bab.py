@@ -1,0 +1,468 @@
+"""Branch and bound over pruning masks for a fixed input: the native search.
+
+With the input fixed, masks are all there is to branch on: a node is a set of masks (some gates removed, some
+kept, the others free, a number of removals left), and with no freedom left the bound is one forward pass.
+Nodes are bounded in batches by backward linear bounds (``bounds._crown``): what the fixed gates change in
+the intermediate bounds is recomputed at every node and met with the parent's, and the multipliers alpha and
+lambda of the rows are warm-started from the parent. All competing classes share everything but the last
+step; a class is dropped in a node as soon as it cannot beat the incumbent there.
+
+Every lower bound is rounded outward, so what the search proves needs no solver's word.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from milpver.bounds._crown import Multipliers, arrived_coefficients, crown_bounds
+from milpver.bounds._tensors import TensorGraph
+from milpver.bounds._workspace import Fixed, Workspace, per_gate
+from milpver.graph import Gate
+from milpver.linear import Float
+from milpver.query import Budget
+from milpver.solver import Stop
+
+__all__ = ["MaskSearch", "SearchLimits", "SearchResult", "torch_threads"]
+
+#: Parents branched together; their children are bounded together.
+_BATCH = 128
+#: Ascent steps on the rows: at a node, warm-started; at the root, from scratch; at the root for neurons.
+_NODE_STEPS, _ROOT_STEPS, _ROOT_NEURON_STEPS = 4, 20, 8
+
+#: Offers candidate masks (Gate node -> bool [candidates, gates]); returns the smallest margin known of each
+#: row, float64 [rows], from masks that were replayed.
+Offer = Callable[[Mapping[int, NDArray[np.bool_]]], Float]
+
+
+@dataclass(frozen=True, slots=True)
+class SearchLimits:
+    """When to stop.
+
+    Attributes:
+        gap: a class is closed where its lower bound is within this of the smallest margin found.
+        decide: only the sign of the smallest margin matters.
+        memory: bytes that open nodes may take before the search goes depth first.
+        expired: asked once a batch; the reason to stop now, or None.
+    """
+
+    gap: float
+    decide: bool
+    memory: int
+    expired: Callable[[], Stop | None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SearchResult:
+    """What the search proved.
+
+    Attributes:
+        lower: proven lower bound of each row's minimum, float64 [rows].
+        root: the same before branching.
+        nodes: nodes bounded.
+        stop: OPTIMAL, TARGET (the sign is decided), or why the search ended before.
+    """
+
+    lower: Float
+    root: Float
+    nodes: int
+    stop: Stop
+
+
+@dataclass(slots=True, eq=False)
+class _Nodes:
+    """Search nodes, a structure of arrays [nodes, ...]; G gates in all, R rows.
+
+    Attributes:
+        gone, kept: bool [nodes, G].
+        left: removals left in each group, int64 [nodes, groups].
+        bounds: lower and upper bounds of the intermediate nodes that branching changes, float64 [nodes, B].
+        alpha: slopes of every row, float64 [nodes, R, A].
+        lam: multipliers of every row, float64 [nodes, R, groups].
+        lower: bounds of every row, float64 [nodes, R].
+        branch: the gate to branch on, int64 [nodes]; -1 where no gate is free.
+    """
+
+    gone: torch.Tensor
+    kept: torch.Tensor
+    left: torch.Tensor
+    bounds: torch.Tensor
+    alpha: torch.Tensor
+    lam: torch.Tensor
+    lower: torch.Tensor
+    branch: torch.Tensor
+
+    def pick(self, at: torch.Tensor) -> _Nodes:
+        """The nodes at some places."""
+        return _Nodes(*(getattr(self, part.name)[at] for part in fields(self)))
+
+    def __len__(self) -> int:
+        return len(self.lower)
+
+
+class _Frontier:
+    """Open nodes in slots of growing arrays, popped best bound first, or newest first when they are many."""
+
+    def __init__(self, memory: int) -> None:
+        self._memory = memory
+        self._store: _Nodes | None = None
+        self._free: list[int] = []
+        self._heap: list[tuple[float, int, int]] = []
+        self._stamp = 0
+        self._stamps: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._stamps)
+
+    def push(self, nodes: _Nodes) -> None:
+        """Add nodes."""
+        store = self._grown(nodes)
+        slots = [self._free.pop() for _ in range(len(nodes))]
+        place = torch.tensor(slots, device=nodes.lower.device)
+        for part in fields(nodes):
+            getattr(store, part.name)[place] = getattr(nodes, part.name)
+        for slot, bound in zip(slots, nodes.lower.amin(dim=1).tolist(), strict=True):
+            self._stamp += 1
+            self._stamps[slot] = self._stamp
+            heapq.heappush(self._heap, (bound, self._stamp, slot))
+
+    def pop(self, count: int) -> _Nodes:
+        """Take out up to ``count`` nodes (at least one)."""
+        if self._store is None:
+            raise IndexError("an empty frontier")
+        slots: list[int] = []
+        if self._bytes() * len(self) > self._memory:
+            slots = list(self._stamps)[-count:]
+            for slot in slots:
+                del self._stamps[slot]
+        while self._heap and len(slots) < count and self._stamps:
+            _, stamp, slot = heapq.heappop(self._heap)
+            if self._stamps.get(slot) == stamp:
+                del self._stamps[slot]
+                slots.append(slot)
+        self._free.extend(slots)
+        return self._store.pick(torch.tensor(slots, device=self._store.lower.device))
+
+    def smallest(self, rows: int) -> Float:
+        """The smallest bound of each row over all open nodes, float64 [rows]; infinity for none."""
+        if self._store is None or not self._stamps:
+            return np.full(rows, np.inf)
+        slots = torch.tensor(list(self._stamps), device=self._store.lower.device)
+        found: Float = self._store.lower[slots].amin(dim=0).cpu().numpy()
+        return found
+
+    def _bytes(self) -> int:
+        """Bytes of one node."""
+        if self._store is None:
+            return 0
+        parts = [getattr(self._store, part.name) for part in fields(self._store)]
+        return sum(part.element_size() * part[0].numel() for part in parts)
+
+    def _grown(self, nodes: _Nodes) -> _Nodes:
+        """The arrays, with room for more nodes."""
+        if len(self._free) < len(nodes) or self._store is None:
+            old = 0 if self._store is None else len(self._store)
+            size = max(2 * old, old + len(nodes), 1024)
+            parts = []
+            for part in fields(nodes):
+                new = getattr(nodes, part.name)
+                grown = torch.empty((size, *new.shape[1:]), dtype=new.dtype, device=new.device)
+                if self._store is not None:
+                    grown[:old] = getattr(self._store, part.name)
+                parts.append(grown)
+            self._store = _Nodes(*parts)
+            self._free.extend(range(size - 1, old - 1, -1))
+        return self._store
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch use ``count`` threads inside, and what it used before after."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class MaskSearch:
+    """Branch and bound over the masks of one fixed input.
+
+    Args:
+        tensors: the graph on its device.
+        budget: the admissible masks, at least one group.
+        x: the input, float64 [inputs].
+        rows: rows over the output whose minima are asked for, float64 [rows, outputs].
+        offer: replays candidate masks.
+    """
+
+    def __init__(self, tensors: TensorGraph, budget: Budget, x: Float, rows: Float, offer: Offer) -> None:
+        self._tensors = tensors
+        self._budget = budget
+        self._rows = tensors.tensor(rows)
+        self._x = tensors.tensor(x).unsqueeze(0)
+        self._offer = offer
+        self._nodes = 0
+        self._upper: Float = np.full(len(rows), np.inf)
+        self._gate_nodes = [node for group in budget.groups for node in group.nodes]
+        self._groups = [g for g, group in enumerate(budget.groups) for _ in group.nodes]
+        sizes = [self._gate(node).gates for node in self._gate_nodes]
+        self._starts = np.concatenate([[0], np.cumsum(sizes)]).tolist()
+        self._layout: _Layout | None = None
+
+    def run(self, limits: SearchLimits) -> SearchResult:
+        """Search until every row is closed, the sign is proven, or the limits say stop."""
+        closed: Float = np.full(len(self._rows), np.inf)
+        frontier = _Frontier(limits.memory)
+        root = self._root()
+        first: Float = root.lower[0].cpu().numpy()
+        self._sort(root, frontier, closed, limits)
+        stop = Stop.OPTIMAL
+        while len(frontier):
+            if limits.decide and self._upper.min() <= 0:
+                stop = Stop.TARGET
+                break
+            expired = limits.expired()
+            if expired is not None:
+                stop = expired
+                break
+            parents = self._still_open(frontier.pop(_BATCH), closed, limits)
+            if len(parents):
+                self._sort(self._children(parents, limits), frontier, closed, limits)
+        lower = np.maximum(np.minimum(closed, frontier.smallest(len(self._rows))), first)
+        return SearchResult(lower, first, self._nodes, stop)
+
+    def _gate(self, node: int) -> Gate:
+        gate = self._tensors.graph.nodes[node]
+        if not isinstance(gate, Gate):
+            raise TypeError(f"node {node} is not a Gate")
+        return gate
+
+    def _alive(self, lower: torch.Tensor, limits: SearchLimits) -> torch.Tensor:
+        """Rows of nodes that may still matter, bool [nodes, rows]."""
+        if limits.decide:
+            return lower <= 0
+        return lower < float(self._upper.min()) - limits.gap
+
+    def _still_open(self, nodes: _Nodes, closed: Float, limits: SearchLimits) -> _Nodes:
+        """Drop the nodes that cannot matter any more, and those without freedom, accounting for both."""
+        open_ = self._alive(nodes.lower, limits).any(dim=1) & (nodes.branch >= 0)
+        _account(closed, nodes.lower[~open_])
+        return nodes.pick(open_)
+
+    def _sort(self, nodes: _Nodes, frontier: _Frontier, closed: Float, limits: SearchLimits) -> None:
+        """Put the nodes that still matter on the frontier."""
+        rest = self._still_open(nodes, closed, limits)
+        if len(rest):
+            frontier.push(rest)
+
+    def _root(self) -> _Nodes:
+        device = self._tensors.device
+        gates, rows = self._starts[-1], len(self._rows)
+        nothing = torch.zeros(1, gates, dtype=torch.bool, device=device)
+        left = torch.tensor([[group.removable for group in self._budget.groups]], device=device)
+        empty = torch.zeros(1, 0, dtype=torch.float64, device=device)
+        root = _Nodes(
+            nothing,
+            nothing.clone(),
+            left,
+            empty,
+            empty.unsqueeze(1).expand(1, rows, 0),
+            empty.unsqueeze(1).expand(1, rows, 0),
+            torch.full((1, rows), -torch.inf, dtype=torch.float64, device=device),
+            torch.full((1,), -1, dtype=torch.int64, device=device),
+        )
+        return self._bounded(root, torch.arange(rows, device=device), _ROOT_STEPS, _ROOT_NEURON_STEPS)
+
+    def _children(self, parents: _Nodes, limits: SearchLimits) -> _Nodes:
+        """Bound the two children of every parent: its branching gate removed, and kept."""
+        count = len(parents)
+        twice = torch.arange(count, device=parents.lower.device).repeat(2)
+        nodes = parents.pick(twice)
+        one = torch.nn.functional.one_hot(parents.branch, parents.gone.shape[1]).to(torch.bool)
+        nodes.gone[:count] |= one
+        nodes.kept[count:] |= one
+        group_of_gate = torch.tensor(
+            [g for g, (a, b) in zip(self._groups, self._spans(), strict=True) for _ in range(b - a)],
+            device=parents.lower.device,
+        )
+        spent = torch.nn.functional.one_hot(group_of_gate[parents.branch], nodes.left.shape[1])
+        nodes.left[:count] -= spent
+        alive = torch.nonzero(self._alive(nodes.lower, limits).any(dim=0)).squeeze(1)
+        return self._bounded(nodes, alive, _NODE_STEPS, 0)
+
+    def _spans(self) -> list[tuple[int, int]]:
+        """First and last gate of each Gate node among all gates."""
+        return list(zip(self._starts[:-1], self._starts[1:], strict=True))
+
+    def _split(self, gates: torch.Tensor) -> dict[int, torch.Tensor]:
+        """[nodes, G] by Gate node."""
+        return {node: gates[:, a:b] for node, (a, b) in zip(self._gate_nodes, self._spans(), strict=True)}
+
+    def _bounded(self, nodes: _Nodes, alive: torch.Tensor, steps: int, neuron_steps: int) -> _Nodes:
+        """Bound nodes on some rows, offer their worst masks, and note what their children start from."""
+        self._nodes += len(nodes)
+        left = {group.nodes[0]: nodes.left[:, g] for g, group in enumerate(self._budget.groups)}
+        workspace = Workspace(
+            self._tensors,
+            self._budget,
+            fixed=Fixed(self._split(nodes.gone), self._split(nodes.kept), left),
+            point=True,
+        )
+        layout = self._layout
+        start = None
+        if layout is not None:
+            workspace.known = layout.bounds_of(nodes.bounds)
+            start = Multipliers(
+                layout.alpha_of(nodes.alpha[:, alive]),
+                {key: nodes.lam[:, alive, g] for g, key in enumerate(left)},
+            )
+        x = self._x.expand(len(nodes), -1)
+        rows = self._rows[alive].unsqueeze(0).expand(len(nodes), -1, -1)
+        found, best = crown_bounds(workspace, x, x, rows, steps=neuron_steps, row_steps=steps, first=start)
+        if layout is None:
+            layout = self._layout = _Layout.of(workspace, best)
+            shape = (len(nodes), len(self._rows))
+            nodes.alpha = torch.zeros(*shape, layout.slopes, dtype=found.dtype, device=found.device)
+            nodes.lam = torch.zeros(*shape, len(left), dtype=found.dtype, device=found.device)
+        nodes.lower[:, alive] = torch.maximum(nodes.lower[:, alive], found)
+        nodes.bounds = layout.join_bounds(workspace)
+        nodes.alpha[:, alive] = layout.join_alpha(best)
+        for g, key in enumerate(left):
+            if key in best.lam:
+                nodes.lam[:, alive, g] = best.lam[key]
+        shares = self._shares(workspace, found, rows, best)
+        self._offer_worst(nodes, shares)
+        nodes.branch = self._branching(nodes, shares)
+        return nodes
+
+    def _shares(
+        self, workspace: Workspace, found: torch.Tensor, rows: torch.Tensor, best: Multipliers
+    ) -> torch.Tensor:
+        """What removing each gate takes from a node's worst row, at most, float64 [nodes, G].
+
+        ``A_g = sum_{r in g} max(C_r l_r, C_r u_r)`` with the coefficients C that arrive at the gate; -inf
+        for gates that are not free.
+        """
+        worst = found.argmin(dim=1)
+        at = torch.arange(len(worst), device=worst.device)
+        multipliers = Multipliers(
+            {key: value[at, worst].unsqueeze(1) for key, value in best.alpha.items()},
+            {key: value[at, worst].unsqueeze(1) for key, value in best.lam.items()},
+        )
+        arrived = arrived_coefficients(workspace, rows[at, worst].unsqueeze(1), multipliers)
+        shares = []
+        for node in self._gate_nodes:
+            gate = workspace.gate(node)
+            free, _ = workspace.states(node)
+            c = arrived.get(node)
+            if c is None:
+                share = torch.zeros(free.shape, dtype=found.dtype, device=found.device)
+            else:
+                ends = (c * bound[gate.source].unsqueeze(1) for bound in (workspace.lows, workspace.highs))
+                share = per_gate(torch.maximum(*ends), gate).squeeze(1)
+            shares.append(share.masked_fill(~free, -torch.inf))
+        return torch.cat(shares, dim=1)
+
+    def _branching(self, nodes: _Nodes, shares: torch.Tensor) -> torch.Tensor:
+        """The gate to branch on: the largest share in the first layer that has a positive one.
+
+        The last gated layer's masks are where the relaxation is exact or nearly so (a sum of the largest
+        shares), and what they feed is linear, so they come last.
+        """
+        chosen = torch.full((len(nodes),), -1, dtype=torch.int64, device=shares.device)
+        value = torch.full((len(nodes),), -torch.inf, dtype=shares.dtype, device=shares.device)
+        best, at = shares.max(dim=1)
+        fallback = torch.where(best > -torch.inf, at, chosen)
+        for node in np.argsort(self._gate_nodes):
+            a, b = self._spans()[int(node)]
+            best, at = shares[:, a:b].max(dim=1)
+            take = (chosen < 0) & (best > 0)
+            chosen, value = torch.where(take, at + a, chosen), torch.where(take, best, value)
+        return torch.where(chosen >= 0, chosen, fallback)
+
+    def _offer_worst(self, nodes: _Nodes, shares: torch.Tensor) -> None:
+        """Offer for each node the mask that removes the largest shares, as many as are left."""
+        masks = nodes.gone.clone()
+        for g, group in enumerate(self._budget.groups):
+            own = torch.zeros(shares.shape[1], dtype=torch.bool, device=shares.device)
+            for k, (a, b) in enumerate(self._spans()):
+                own[a:b] = self._groups[k] == g
+            worst = shares.masked_fill(~own, -torch.inf)
+            top = worst.topk(min(group.removable, shares.shape[1]), dim=1)
+            rank = torch.arange(top.indices.shape[1], device=shares.device)
+            take = (rank < nodes.left[:, g : g + 1]) & (top.values > 0)
+            masks |= torch.zeros_like(masks).scatter(1, top.indices, take)
+        unique = np.unique(masks.cpu().numpy(), axis=0)
+        by_node = {node: unique[:, a:b] for node, (a, b) in zip(self._gate_nodes, self._spans(), strict=True)}
+        self._upper = np.minimum(self._upper, self._offer(by_node))
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Where the bounds and slopes of each graph node stand in the flat arrays of the search nodes.
+
+    Attributes:
+        neurons: (graph node, first, last) of the nodes whose bounds are kept, [lower | upper].
+        relus: (graph node, first, last) of the slopes.
+    """
+
+    neurons: tuple[tuple[int, int, int], ...]
+    relus: tuple[tuple[int, int, int], ...]
+
+    @classmethod
+    def of(cls, workspace: Workspace, best: Multipliers) -> _Layout:
+        """The layout for a graph, read off its root."""
+        return cls(
+            _placed((index, workspace.graph.nodes[index].size) for index in workspace.tightened),
+            _placed((index, value.shape[2]) for index, value in best.alpha.items()),
+        )
+
+    @property
+    def slopes(self) -> int:
+        """Number of slopes of a row."""
+        return self.relus[-1][2] if self.relus else 0
+
+    def bounds_of(self, flat: torch.Tensor) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+        """Lower and upper bounds by graph node, from [nodes, 2 B]."""
+        half = flat.shape[1] // 2
+        return {index: (flat[:, a:b], flat[:, half + a : half + b]) for index, a, b in self.neurons}
+
+    def join_bounds(self, workspace: Workspace) -> torch.Tensor:
+        """[nodes, 2 B] from a full workspace."""
+        parts = [workspace.lows[index] for index, _, _ in self.neurons]
+        parts += [workspace.highs[index] for index, _, _ in self.neurons]
+        if not parts:
+            return torch.zeros(workspace.batch, 0, dtype=torch.float64, device=workspace.lows[0].device)
+        return torch.cat(parts, dim=1)
+
+    def alpha_of(self, flat: torch.Tensor) -> dict[int, torch.Tensor]:
+        """Slopes by Relu node, from [nodes, rows, A]."""
+        return {index: flat[:, :, a:b] for index, a, b in self.relus}
+
+    def join_alpha(self, best: Multipliers) -> torch.Tensor | float:
+        """[nodes, rows, A] from multipliers."""
+        parts = [best.alpha[index] for index, _, _ in self.relus]
+        return torch.cat(parts, dim=2) if parts else 0.0
+
+
+def _placed(sizes: Iterator[tuple[int, int]]) -> tuple[tuple[int, int, int], ...]:
+    """(key, first, last) for (key, size) pairs put one after the other."""
+    placed, at = [], 0
+    for key, size in sizes:
+        placed.append((key, at, at + size))
+        at += size
+    return tuple(placed)
+
+
+def _account(closed: Float, lower: torch.Tensor) -> None:
+    """Lower each row's closed bound to the smallest of some nodes."""
+    if len(lower):
+        np.minimum(closed, lower.amin(dim=0).cpu().numpy(), out=closed)
