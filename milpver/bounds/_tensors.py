@@ -6,7 +6,6 @@ so that every output is a plain sum of products and the rounding bound of ``_rou
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -49,45 +48,37 @@ class Operator:
 
     @cached_property
     def weight(self) -> torch.Tensor:
-        """The coefficients: dense matrix, convolution kernel, or CSR matrix."""
+        """The coefficients: dense matrix, convolution kernel, or the entries of a sparse matrix."""
         match self.linear:
             case Dense():
                 return torch.as_tensor(np.ascontiguousarray(self.linear.weight), device=self.device)
             case Conv():
                 return torch.as_tensor(np.ascontiguousarray(self.linear.kernel), device=self.device)
             case Sparse():
-                return _csr(self.linear, self.device)
+                return torch.as_tensor(np.ascontiguousarray(self.linear.matrix.data), device=self.device)
 
-    def _signed(self, sign: int) -> torch.Tensor:
-        if sign == 0:
-            return self.weight
-        if self.weight.layout == torch.sparse_csr:
-            values = _part(self.weight.values(), sign)
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Sparse .* tensor support is in beta")
-                return torch.sparse_csr_tensor(
-                    self.weight.crow_indices(),
-                    self.weight.col_indices(),
-                    values,
-                    self.weight.shape,
-                    check_invariants=False,
-                )
-        return _part(self.weight, sign)
+    @cached_property
+    def _places(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Row and column of every entry of a sparse matrix, int64 [entries]."""
+        matrix = self.linear.csr
+        rows = np.repeat(np.arange(self.linear.outputs), np.diff(matrix.indptr))
+        columns = matrix.indices.astype(np.int64)
+        return torch.as_tensor(rows, device=self.device), torch.as_tensor(columns, device=self.device)
 
     @cached_property
     def positive(self) -> torch.Tensor:
         """max(M, 0)."""
-        return self._signed(1)
+        return _part(self.weight, 1)
 
     @cached_property
     def negative(self) -> torch.Tensor:
         """min(M, 0)."""
-        return self._signed(-1)
+        return _part(self.weight, -1)
 
     @cached_property
     def absolute(self) -> torch.Tensor:
         """|M|."""
-        return self._signed(2)
+        return _part(self.weight, 2)
 
     def forward(self, x: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
         """``M x`` for a batch, float64 [batch, inputs] -> [batch, outputs]; ``weight`` one of the parts."""
@@ -96,7 +87,8 @@ class Operator:
             case Dense():
                 return x @ weight.T
             case Sparse():
-                return (weight @ x.T.contiguous()).T
+                rows, columns = self._places
+                return _gathered(x, weight, columns, rows, self.linear.outputs)
             case Conv():
                 return self._convolve(x, weight, self.linear)
 
@@ -117,7 +109,8 @@ class Operator:
             case Dense():
                 x = flat @ weight
             case Sparse():
-                x = (weight.T @ flat.T.contiguous()).T
+                rows, columns = self._places
+                x = _gathered(flat, weight, rows, columns, self.linear.inputs)
             case Conv():
                 x = self._correlate_back(flat, weight, self.linear)
         return x.reshape(*g.shape[:-1], self.linear.inputs)
@@ -180,19 +173,15 @@ def _part(values: torch.Tensor, sign: int) -> torch.Tensor:
     return values.abs()
 
 
-def _csr(linear: Sparse, device: torch.device) -> torch.Tensor:
-    matrix = linear.matrix
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse .* tensor support is in beta")
-        return torch.sparse_csr_tensor(
-            torch.as_tensor(matrix.indptr.astype(np.int64)),
-            torch.as_tensor(matrix.indices.astype(np.int64)),
-            torch.as_tensor(matrix.data),
-            size=matrix.shape,
-            dtype=torch.float64,
-            device=device,
-            check_invariants=False,
-        )
+def _gathered(
+    x: torch.Tensor, weight: torch.Tensor, source: torch.Tensor, target: torch.Tensor, size: int
+) -> torch.Tensor:
+    """``y[:, target[e]] += weight[e] x[:, source[e]]``: torch's sparse matrices lack transposed products.
+
+    Shapes float64 [batch, n] -> [batch, size]; one rounding a product and one a sum.
+    """
+    sums = torch.zeros(len(x), size, dtype=x.dtype, device=x.device)
+    return sums.index_add(1, target, x[:, source] * weight)
 
 
 @dataclass(frozen=True, eq=False)
