@@ -23,6 +23,9 @@ DEFAULT_DOMAINS = ("", "ai.onnx")
 #: The oldest operator set that is read.
 OLDEST_OPSET = 7
 
+#: An ONNX file is one protocol buffer message, which cannot be larger.
+_LARGEST = 2**31
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class OnnxFile:
@@ -76,6 +79,14 @@ def _bytes(path: Path) -> bytes:
     try:
         if path.is_dir():
             raise ModelError(f"{path} is a folder", needed="an ONNX file", fix="name the file in it")
+        if path.exists() and not path.is_file():
+            raise ModelError(
+                f"{path} is no regular file", needed="an ONNX file", fix="save it to a file first"
+            )
+        if (size := path.stat().st_size) > _LARGEST:
+            raise ModelError(
+                f"{path} has {size} bytes", needed=f"at most {_LARGEST}", fix="verify a smaller network"
+            )
         content = path.read_bytes()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -217,7 +217,7 @@ def _source(file: OnnxFile) -> _Source:
             needed="fixed dimensions >= 1, except for a free batch dimension in front of others",
             fix="export the network with a fixed input shape",
         )
-    if math.prod(fixed) > LARGEST:
+    if math.prod(fixed) * (sizes[0] or 1 if sizes else 1) > LARGEST:
         raise ModelError(
             f"{path}: input {entry.name!r} has shape {shown}",
             needed=f"at most {LARGEST} entries",

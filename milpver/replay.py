@@ -1,8 +1,8 @@
-"""The original file with a mask applied: in ONNX Runtime, as a file of its own, and how exact float32 is.
+"""The original file with a mask applied: in ONNX Runtime, and as a file of its own.
 
 The IR is not what a user runs. So a witness is replayed on the ONNX file itself, into which a multiplication
-by the mask is inserted behind every gated tensor; ``float32_error`` says how far such a run may lie from the
-exact network.
+by the mask is inserted behind every gated tensor; ``milpver.rounding.float32_error`` says how far such a run
+may lie from the exact network.
 """
 
 from __future__ import annotations
@@ -14,17 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from milpver.errors import ModelError
-from milpver.graph import Affine, Gate, Graph, Input, Masks, Max, Node, Relu
-from milpver.linear import Float, magnitude
+from milpver.graph import Masks
 from milpver.network import GateableLayer, Network
 from milpver.onnx_file import DEFAULT_DOMAINS, first_line
+from milpver.rounding import float32_error
 
 __all__ = ["Replay", "float32_error", "pruned_model"]
 
 Float32 = NDArray[np.float32]
-
-#: Roundings a layer may have beside its sums and products: a normalisation folded into it, a reciprocal.
-_SLACK = 8
 
 #: Inputs in one run of a network with a free batch.
 _CHUNK = 1024
@@ -339,89 +336,3 @@ def _runtime_error(network: Network, error: Exception) -> ModelError:
         needed="a model that ONNX Runtime runs",
         fix="export it again, or install a newer onnxruntime",
     )
-
-
-def float32_error(
-    network: Network, x: Float, removed: Masks | None = None, *, input_error: Float | None = None
-) -> Float:
-    """How far a float32 run of a network can lie from the exact one, whatever the order of its sums.
-
-    With v a node's exact values and e the bound on their error, an affine node ``M v + b`` passes on
-
-        ``e' = |M| e + gamma_n (|M| (|v| + e) + |b|) + n tau,   gamma_n = n u / (1 - n u)``
-
-    (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.1), n being the longest sum
-    in it and 8 more roundings for layers that a runtime folds into one, u the unit roundoff of the file's
-    arithmetic (2^-24; 2^-11 for float16 files), and tau its smallest normal number: results below it may be
-    flushed to zero. ReLU and maxima are 1-Lipschitz; a removed neuron is 0 without error.
-
-    Args:
-        network: the network; weights beyond float32 are those of the file and not rounded.
-        x: float64 [batch, inputs], the exact inputs.
-        removed: Gate node -> bool [gates] or [batch, gates].
-        input_error: float64 [batch, inputs], how far the float32 inputs lie from ``x``; absent: they are x.
-
-    Returns:
-        float64 [batch, outputs]; infinity where no bound exists (float16 sums that are too long).
-    """
-    graph = network.graph
-    half = network.dtype == "float16"
-    unit = 2.0**-11 if half else 2.0**-24
-    tiny = float(np.finfo(np.float16).smallest_subnormal if half else np.finfo(np.float32).tiny)
-    values = graph.trace(np.asarray(x, dtype=np.float64), removed)
-    largest = float(np.finfo(np.float16 if half else np.float32).max)
-    if any(not np.all(np.abs(value) < largest) for value in values):
-        return np.full((len(x), graph.outputs), np.inf)
-    start = np.zeros_like(values[0]) if input_error is None else np.asarray(input_error, dtype=np.float64)
-    if half:
-        start = start + unit * (np.abs(values[0]) + start) + tiny
-    errors: list[Float] = []
-    for index, node in enumerate(graph.nodes):
-        if isinstance(node, Input):
-            errors.append(np.broadcast_to(start, values[0].shape))
-            continue
-        terms = _terms(node)
-        if terms * unit >= 0.5:
-            return np.full((len(x), graph.outputs), np.inf)
-        gamma = terms * unit / (1 - terms * unit)
-        errors.append(_error(graph, index, values, errors, removed or {}, gamma, terms * tiny))
-    return errors[-1]
-
-
-def _terms(node: Node) -> int:
-    """The longest sum in a node, with some roundings to spare; 0 where it rounds nothing."""
-    if not isinstance(node, Affine):
-        return 0
-    return sum(linear.row_terms + 1 for _, linear in node.terms) + _SLACK
-
-
-def _error(
-    graph: Graph,
-    index: int,
-    values: list[Float],
-    errors: list[Float],
-    removed: Masks,
-    gamma: float,
-    flush: float,
-) -> Float:
-    """One node's error bound from those before it."""
-    match graph.nodes[index]:
-        case Input():
-            return errors[0]
-        case Affine(terms=terms, bias=bias):
-            total = np.broadcast_to(gamma * np.abs(bias) + flush, values[index].shape)
-            for source, linear in terms:
-                spread = errors[source] + gamma * (np.abs(values[source]) + errors[source])
-                total = total + magnitude(linear).apply(spread)
-            return total * (1 + 2.0**-20)  # this sum is rounded itself
-        case Relu(source=source):
-            error, exact = errors[source], values[source]
-            return np.where(exact > 0, error, np.maximum(exact + error, 0.0))
-        case Max(source=source, groups=groups):
-            worst: Float = errors[source][:, groups].max(axis=2)
-            return worst
-        case Gate(source=source, owner=owner):
-            gone = removed.get(index)
-            if gone is None:
-                return errors[source]
-            return np.where(np.atleast_2d(gone)[:, owner], 0.0, errors[source])

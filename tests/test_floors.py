@@ -29,6 +29,7 @@ FLOORS = {
     "milpver.encoding": 2,
     "milpver.op": 2,
     "milpver.query": 2,
+    "milpver.rounding": 2,
     "milpver.solver": 2,
     "milpver.verdict": 2,
     "milpver.bounds": 3,

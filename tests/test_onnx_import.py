@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -540,6 +541,14 @@ def test_files_that_are_no_models(tmp_path: Path, content: bytes, expected: str)
 def test_missing_files_and_folders(tmp_path: Path) -> None:
     assert "No such file" in refused(tmp_path / "none.onnx")
     assert "is a folder" in refused(tmp_path)
+
+
+def test_files_that_never_end_are_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.onnx")
+    assert "no regular file" in refused(tmp_path / "pipe.onnx")
+    with (tmp_path / "huge.onnx").open("wb") as stream:
+        stream.truncate(2**31 + 1)  # sparse: takes no space
+    assert "2147483649 bytes" in refused(tmp_path / "huge.onnx")
 
 
 def test_truncated_files(tmp_path: Path) -> None:

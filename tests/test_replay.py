@@ -1,9 +1,8 @@
-"""Replaying networks in ONNX Runtime: masks, batches, pruned files, and the bound on float32 rounding."""
+"""Replaying networks in ONNX Runtime: masks, batches, pruned files; all of it within the rounding bound."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from milpver.errors import ModelError
-from milpver.graph import Affine, Gate, Max, Relu
 from milpver.network import Network
 from milpver.onnx_import import load_network
-from milpver.replay import Replay, float32_error, pruned_model
+from milpver.replay import Replay, pruned_model
+from milpver.rounding import float32_error
 
 NEWEST = int(onnx.defs.onnx_opset_version())
 
@@ -349,88 +346,3 @@ def test_a_model_that_onnx_runtime_refuses_is_an_error(tmp_path: Path) -> None:
     network = write(tmp_path / "types.onnx", nodes, {"c": np.ones(4)}, ["N", 4])  # float64 added to float32
     with pytest.raises(ModelError, match="ONNX Runtime does not run it"):
         Replay(network)
-
-
-# ---- rounding
-
-
-def exact_outputs(network: Network, x: NDArray[Any], removed: dict[int, NDArray[np.bool_]]) -> list[Fraction]:
-    """The network on one input in rational arithmetic."""
-    values: list[list[Fraction]] = [[Fraction(float(entry)) for entry in x]]
-    for index, node in enumerate(network.graph.nodes[1:], start=1):
-        match node:
-            case Affine():
-                row = [Fraction(float(entry)) for entry in node.bias]
-                for source, linear in node.terms:
-                    matrix = linear.csr.tocoo()
-                    for i, j, value in zip(matrix.row, matrix.col, matrix.data, strict=True):
-                        row[i] += Fraction(float(value)) * values[source][j]
-                values.append(row)
-            case Relu():
-                values.append([max(entry, Fraction(0)) for entry in values[node.source]])
-            case Max():
-                values.append([max(values[node.source][i] for i in group) for group in node.groups])
-            case Gate():
-                gone = removed.get(index, np.zeros(node.gates, dtype=bool))
-                kept = [not gone[owner] for owner in node.owner]
-                values.append([k * v for k, v in zip(kept, values[node.source], strict=True)])
-            case _:
-                raise AssertionError(node)
-    return values[-1]
-
-
-@given(st.integers(0, 10_000), st.floats(-8, 8), st.booleans())
-@settings(max_examples=40)
-def test_onnx_runtime_stays_within_the_bound(
-    tmp_path_factory: pytest.TempPathFactory, seed: int, magnitude: float, batch_norm: bool
-) -> None:
-    """Against rational arithmetic, with weights of any size and sums that cancel."""
-    rng = np.random.default_rng(seed)
-    scale = 10.0**magnitude
-    weights = {
-        "w1": (scale * rng.normal(size=(4, 6))).astype(np.float32),
-        "b1": (1e3 * scale * rng.normal(size=6)).astype(np.float32),
-        "w2": rng.normal(size=(6, 3)).astype(np.float32),
-    }
-    weights["w2"][3:] = -weights["w2"][:3]
-    nodes = [helper.make_node("Gemm", ["x", "w1", "b1"], ["z"]), helper.make_node("Relu", ["z"], ["h"])]
-    if batch_norm:
-        for name in "sbmv":
-            weights[name] = (scale * rng.random(6) + 1e-4).astype(np.float32)
-        nodes.insert(1, helper.make_node("BatchNormalization", ["z", "s", "b", "m", "v"], ["n"]))
-        nodes[2] = helper.make_node("Relu", ["n"], ["h"])
-    nodes.append(helper.make_node("MatMul", ["h", "w2"], ["y"]))
-    network = write(tmp_path_factory.mktemp("bound") / "m.onnx", nodes, weights, ["N", 4])
-    x = rng.normal(size=(1, 4)).astype(np.float32)
-    removed = {network.layers[0].node: rng.random(6) < 0.2}
-    found = Replay(network).outputs(x, removed)[0]
-    error = float32_error(network, x.astype(np.float64), removed)[0]
-    for value, bound, exact in zip(found, error, exact_outputs(network, x[0], removed), strict=True):
-        assert abs(Fraction(float(value)) - exact) <= Fraction(float(bound))
-
-
-def test_the_bound_covers_what_the_input_lost(tmp_path: Path) -> None:
-    network = dense(tmp_path)
-    rng = np.random.default_rng(2)
-    x = rng.normal(size=(50, 4))
-    shifted = (x + 1e-3 * rng.uniform(-1, 1, x.shape)).astype(np.float32)
-    found = Replay(network).outputs(shifted)
-    error = float32_error(network, x, input_error=np.abs(shifted - x))
-    assert np.all(np.abs(found - network.graph.evaluate(x)) <= error)
-    assert np.any(np.abs(found - network.graph.evaluate(x)) > float32_error(network, x))
-
-
-def test_the_bound_is_useful(repo_root: Path) -> None:
-    network = load_network(repo_root / "onnx_models" / "digits_fc.onnx")
-    with np.load(repo_root / "onnx_models" / "digits_test.npz") as data:
-        x = data["x"].reshape(len(data["x"]), -1)[:20].astype(np.float64)
-    assert np.all(float32_error(network, x) <= 5e-3)
-    removed = {layer.node: np.ones(layer.width, dtype=bool) for layer in network.layers}
-    assert np.all(float32_error(network, x, removed) <= float32_error(network, x))
-
-
-def test_there_is_no_bound_on_what_overflows(tmp_path: Path) -> None:
-    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
-    network = write(tmp_path / "big.onnx", nodes, {"w": np.full((4, 2), 3e38, np.float32)}, ["N", 4])
-    assert np.all(np.isinf(float32_error(network, np.ones((1, 4)))))
-    assert np.all(np.isfinite(float32_error(network, np.full((1, 4), 1e-3))))
