@@ -1,19 +1,28 @@
-"""Networks made for tests: random fully connected ONNX files, and answers by brute force."""
+"""Networks made for tests (ONNX files, and graphs by hand), and answers by brute force and exact arithmetic."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from scipy import sparse
+from scipy.optimize import linprog
 
-from milpver.graph import Gate
+from milpver.graph import Affine, Gate, Graph, Input, Max, Node, Relu
+from milpver.linear import Conv, Dense, LinearMap, Sparse, identity
 from milpver.network import Network
 from milpver.onnx_import import load_network
+from milpver.query import Budget, BudgetGroup
+
+Float = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 
 def dense_model(
@@ -47,10 +56,52 @@ def random_network(
     path: Path, widths: Sequence[int], seed: int, *, bias: bool = True, scale: float = 1.0
 ) -> Network:
     """A random dense ReLU network, written to ``path`` and loaded."""
+    weights, biases = random_layers(widths, seed, scale=scale)
+    return network_of(path, weights, biases if bias else None)
+
+
+def random_layers(
+    widths: Sequence[int], seed: int, *, scale: float = 1.0
+) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
+    """Weights and biases of a random dense network, float32 values."""
     rng = np.random.default_rng(seed)
     weights = [scale * rng.normal(size=(n, m)) / np.sqrt(m) for m, n in itertools.pairwise(widths)]
-    biases = [0.3 * rng.normal(size=n) for n in widths[1:]] if bias else None
+    biases = [0.3 * rng.normal(size=n) for n in widths[1:]]
+    return [_float32(w) for w in weights], [_float32(b) for b in biases]
+
+
+def _float32(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return values.astype(np.float32).astype(np.float64)
+
+
+def network_of(
+    path: Path, weights: Sequence[NDArray[np.float64]], biases: Sequence[NDArray[np.float64]] | None
+) -> Network:
+    """A dense ReLU network with these weights, written to ``path`` and loaded."""
     onnx.save(dense_model(weights, biases), path)
+    return load_network(path)
+
+
+def saved(
+    path: Path,
+    nodes: list[onnx.NodeProto],
+    tensors: Mapping[str, Float | NDArray[np.int64]],
+    shape: Sequence[int],
+    outputs: int,
+) -> Network:
+    """A network of ONNX nodes from "input" [N, *shape] to "output" [N, outputs], saved and loaded."""
+    initializers = [
+        numpy_helper.from_array(value.astype(np.float32) if value.dtype == np.float64 else value, name)
+        for name, value in tensors.items()
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "made",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", *shape])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["N", outputs])],
+        initializers,
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
     return load_network(path)
 
 
@@ -83,3 +134,141 @@ def brute_force_margins(
     margins = outputs[:, label : label + 1] - np.delete(outputs, label, axis=1)
     smallest: NDArray[np.float64] = margins.min(axis=0)
     return smallest
+
+
+def exact_trace(graph: Graph, x: Sequence[Fraction], removed: Mapping[int, Mask]) -> list[list[Fraction]]:
+    """Values of every node in rational arithmetic over the graph's float64 coefficients."""
+    values: list[list[Fraction]] = []
+    for index, node in enumerate(graph.nodes):
+        match node:
+            case Input():
+                values.append(list(x))
+            case Affine():
+                total = [Fraction(float(b)) for b in node.bias]
+                for source, linear in node.terms:
+                    matrix = linear.csr.tocoo()
+                    for i, j, w in zip(matrix.row, matrix.col, matrix.data, strict=True):
+                        total[i] += Fraction(float(w)) * values[source][j]
+                values.append(total)
+            case Relu():
+                values.append([max(v, Fraction(0)) for v in values[node.source]])
+            case Max():
+                values.append([max(values[node.source][k] for k in group) for group in node.groups])
+            case Gate():
+                gone = removed.get(index)
+                values.append(
+                    [
+                        Fraction(0) if gone is not None and gone[owner] else value
+                        for owner, value in zip(node.owner, values[node.source], strict=True)
+                    ]
+                )
+    return values
+
+
+def group_masks(graph: Graph, budget: Budget) -> list[dict[int, Mask]]:
+    """Every admissible mask of a graph built by hand, groups over several nodes included."""
+    choices: list[list[dict[int, Mask]]] = []
+    for group in budget.groups:
+        slots = []
+        for index in group.nodes:
+            gate = graph.nodes[index]
+            assert isinstance(gate, Gate)
+            slots += [(index, k, gate.gates) for k in range(gate.gates)]
+        found = []
+        for count in range(group.removable + 1):
+            for picked in itertools.combinations(slots, count):
+                masks = {index: np.zeros(gates, dtype=np.bool_) for index, _, gates in slots}
+                for index, k, _ in picked:
+                    masks[index][k] = True
+                found.append(masks)
+        choices.append(found)
+    return [
+        {index: mask for part in parts for index, mask in part.items()}
+        for parts in itertools.product(*choices)
+    ]
+
+
+@dataclass(frozen=True)
+class HandMade:
+    """A graph built by hand with a budget, and the inputs' sizes it is meant for."""
+
+    graph: Graph
+    budget: Budget
+
+
+def handmade(seed: int, *, integer: bool = False, bias: bool = True) -> HandMade:
+    """A random small graph: gates on values of either sign, shared masks, fan-outs, pooling, convolutions.
+
+    Integer weights make exact ties and zeros likely.
+    """
+    rng = np.random.default_rng(seed)
+
+    def numbers(*shape: int) -> Float:
+        if integer:
+            return rng.integers(-3, 4, size=shape).astype(np.float64)
+        return np.asarray(rng.normal(size=shape))
+
+    def bias_of(size: int) -> Float:
+        return numbers(size) if bias else np.zeros(size)
+
+    nodes: list[Node]
+    if rng.random() < 0.3:
+        kernel = numbers(2, 1, 2, 2)
+        conv = Conv(kernel, (1, 3, 2), pads=(1, 0, 0, 0), strides=(1, 1))
+        nodes = [Input(6), Affine(((0, conv),), np.repeat(bias_of(2), conv.outputs // 2), "conv")]
+    else:
+        size = int(rng.integers(1, 5))
+        first: LinearMap = Dense(numbers(int(rng.integers(2, 5)), size))
+        if rng.random() < 0.3:
+            first = Sparse(sparse.csr_array(first.csr.toarray() * (rng.random(first.csr.shape) < 0.7)))
+        nodes = [Input(size), Affine(((0, first),), bias_of(first.outputs), "first")]
+    gates: list[int] = []
+
+    def gate() -> None:
+        size = nodes[-1].size
+        if rng.random() < 0.4:
+            count = int(rng.integers(1, size + 1))
+            owner = np.concatenate([np.arange(count), rng.integers(0, count, size - count)])
+            nodes.append(Gate(len(nodes) - 1, rng.permutation(owner), count, "shared"))
+        else:
+            nodes.append(Gate(len(nodes) - 1, np.arange(size), size, "gate"))
+        gates.append(len(nodes) - 1)
+
+    for _ in range(int(rng.integers(1, 4))):
+        if rng.random() < 0.8:
+            nodes.append(Relu(len(nodes) - 1, nodes[-1].size))
+        if rng.random() < 0.25:
+            size = nodes[-1].size
+            windows = rng.integers(0, size, size=(int(rng.integers(1, size + 1)), 2))
+            nodes.append(Max(len(nodes) - 1, windows))
+        if rng.random() < 0.85 or not gates:
+            gate()
+        source, size = len(nodes) - 1, nodes[-1].size
+        shape = rng.random()
+        if shape < 0.25:  # two branches that read the same node, then a sum
+            nodes.append(Affine(((source, Dense(numbers(size, size))),), bias_of(size), "branch"))
+            if rng.random() < 0.5:
+                nodes.append(Relu(len(nodes) - 1, size))
+            terms = ((len(nodes) - 1, identity(size)), (source, Dense(numbers(size, size))))
+            nodes.append(Affine(terms, bias_of(size), "sum"))
+        elif shape < 0.4:  # one node that reads another twice
+            terms2 = ((source, Dense(numbers(size, size))), (source, identity(size)))
+            nodes.append(Affine(terms2, bias_of(size), "twice"))
+        else:
+            out = int(rng.integers(2, 5))
+            nodes.append(Affine(((source, Dense(numbers(out, size))),), bias_of(out), "dense"))
+    last: list[tuple[int, LinearMap]] = [(len(nodes) - 1, Dense(numbers(3, nodes[-1].size)))]
+    if rng.random() < 0.3:
+        last.append((gates[0], Dense(numbers(3, nodes[gates[0]].size))))
+    nodes.append(Affine(tuple(last), bias_of(3), "output"))
+    if rng.random() < 0.1:
+        nodes.append(Relu(len(nodes) - 1, 3))
+    graph = Graph(tuple(nodes))
+    sizes = {index: node.gates for index, node in enumerate(nodes) if isinstance(node, Gate)}
+    if len(gates) > 1 and rng.random() < 0.35:
+        total = sum(sizes.values())
+        groups = (BudgetGroup(tuple(gates), int(rng.integers(1, min(4, total + 1)))),)
+    else:
+        budgeted = [index for index in gates if rng.random() < 0.8] or gates[:1]
+        groups = tuple(BudgetGroup((i,), int(rng.integers(1, min(3, sizes[i]) + 1))) for i in budgeted)
+    return HandMade(graph, Budget(groups))

@@ -241,6 +241,7 @@ def _backward(
     rows = rows.expand(batch, -1, -1)
     constant = torch.zeros(rows.shape[:2], dtype=torch.float64, device=rows.device)
     error = torch.zeros_like(constant)
+    summed = torch.zeros_like(constant)  # sum of |what was added to the constant|: each addition rounds
     pending: dict[int, torch.Tensor] = {start: rows}
     arrived: dict[int, torch.Tensor] = {}
     charged: set[int] = set()
@@ -253,7 +254,7 @@ def _backward(
         sent: list[tuple[int, torch.Tensor]] = []
         match node:
             case Input():
-                constant = constant + (
+                added = (
                     c.clamp(min=0.0) @ workspace.lows[0].unsqueeze(2)
                     + c.clamp(max=0.0) @ workspace.highs[0].unsqueeze(2)
                 ).squeeze(2)
@@ -262,7 +263,7 @@ def _backward(
                         c.abs() @ workspace.largest(0).unsqueeze(2)
                     ).squeeze(2)
             case Affine():
-                constant = constant + c @ tensors.biases[index]
+                added = c @ tensors.biases[index]
                 longest = node.size + 4
                 for (source, _), operator in zip(node.terms, tensors.operators[index], strict=True):
                     sent.append((source, operator.adjoint(c)))
@@ -273,18 +274,17 @@ def _backward(
             case Relu():
                 arrived[index] = c
                 through, added, size = _relu(workspace, index, node, c, multipliers)
-                constant = constant + added
                 sent.append((node.source, through))
                 if rounded:
                     error = error + gamma(2 * node.size + 16) * size
             case Max():
                 through, added, size = _max(workspace, node, c)
-                constant = constant + added
                 sent.append((node.source, through))
                 if rounded:
                     error = error + gamma(2 * node.size + 16) * size
             case Gate():
                 group = workspace.budget.group_of(index)
+                added = torch.zeros_like(constant)
                 if group is None:
                     sent.append((node.source, c))
                 else:
@@ -296,15 +296,23 @@ def _backward(
                         charged.add(group.nodes[0])
                         through, added, size = _gate(workspace, index, node, group, c, multipliers, charge)
                         sent.append((node.source, through))
-                    constant = constant + added
                     if rounded:
                         error = error + gamma(4 * node.size + 16) * size
+        constant = constant + added
+        if rounded:
+            summed = summed + added.abs()
         for source, part in sent:
-            pending[source] = pending[source] + part if source in pending else part
+            if source not in pending:
+                pending[source] = part
+                continue
+            if rounded:
+                both = (pending[source].abs() + part.abs()) @ workspace.largest(source).unsqueeze(2)
+                error = error + gamma(4) * both.squeeze(2)
+            pending[source] = pending[source] + part
     if not rounded:
         return constant, arrived
     with torch.no_grad():
-        error = error * (1 + gamma(4096)) + gamma(4 * terms) * constant.abs() + 1e-300
+        error = error * (1 + gamma(4096)) + gamma(4 * terms) * summed + 1e-300
         return outward(constant, constant, error)[0], arrived
 
 
@@ -344,7 +352,10 @@ def _max(workspace: Workspace, node: Max, c: torch.Tensor) -> tuple[torch.Tensor
     through = torch.zeros(*c.shape[:2], workspace.lows[node.source].shape[1], dtype=c.dtype, device=c.device)
     through = through.scatter_add(2, winner.unsqueeze(1).expand(c.shape), follows)
     added = torch.where(sure.unsqueeze(1), torch.zeros_like(down), down * top.unsqueeze(1))
-    return through, added.sum(dim=2), added.detach().abs().sum(dim=2) + follows.detach().abs().sum(dim=2)
+    # Windows that share an entry add their coefficients up, which rounds at the entry's size.
+    largest = torch.maximum(low.abs(), high.abs()).gather(2, best).squeeze(2).unsqueeze(1)
+    size = (added.abs() + follows.abs() * largest).detach()
+    return through, added.sum(dim=2), size.sum(dim=2)
 
 
 def _shares(workspace: Workspace, node: Gate, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
