@@ -94,7 +94,8 @@ def parse_budget(entries: str | Sequence[int | str] | None, network: Network) ->
         network: whose layers are meant.
 
     Raises:
-        QueryError: wrong number of entries, not a number, unknown layer, a whole layer or more.
+        QueryError: wrong number of entries, not a number, unknown layer or one named twice, a whole layer or
+            more.
     """
     layers = network.layers
     parts = entries.split(",") if isinstance(entries, str) else [str(part) for part in entries or ()]
@@ -102,7 +103,14 @@ def parse_budget(entries: str | Sequence[int | str] | None, network: Network) ->
     if entries is None or parts == [""]:
         parts = ["0"] * len(layers)
     if any("=" in part for part in parts):
-        named = dict(_named_entry(part, layers) for part in parts)
+        entries_of = [_named_entry(part, layers) for part in parts]
+        named = dict(entries_of)
+        if len(named) < len(entries_of):
+            raise QueryError(
+                f"budget {','.join(parts)} names a layer twice",
+                needed="one entry a layer",
+                fix="give each layer once, by number or by name",
+            )
         parts = [named.get(layer.number, "0") for layer in layers]
     if len(parts) != len(layers):
         widths = ", ".join(f"{layer.number}: {layer.name} ({layer.width} neurons)" for layer in layers)
@@ -138,7 +146,8 @@ def _count(part: str, layer: GateableLayer) -> int:
         if part in ("", "-"):
             count = 0
         elif part.endswith("%"):
-            count = math.floor(Fraction(part[:-1]) * layer.width / 100 + Fraction(1, 2))
+            share = Fraction(part[:-1]) * layer.width / 100
+            count = math.floor(share + Fraction(1, 2)) if share >= 0 else -1
         else:
             count = int(part)
     except (ValueError, ZeroDivisionError):
@@ -149,7 +158,8 @@ def _count(part: str, layer: GateableLayer) -> int:
         ) from None
     if not 0 <= count < layer.width:
         raise QueryError(
-            f"budget {part} of layer {layer.number} ({layer.name}) is {count} of its {layer.width} neurons",
+            f"budget {part} of layer {layer.number} ({layer.name}) is "
+            + (f"{count} of its {layer.width} neurons" if count >= 0 else "negative"),
             needed=f"0 to {layer.width - 1}: a layer cannot be removed whole",
             fix="give a smaller budget for this layer",
         )
@@ -284,7 +294,14 @@ def check_inputs(
         )
     if domain is None:
         return
-    low, high = (np.broadcast_to(np.asarray(limit, dtype=np.float64), (graph.inputs,)) for limit in domain)
+    limits = [np.asarray(limit, dtype=np.float64) for limit in domain]
+    if any(limit.shape not in ((), (graph.inputs,)) for limit in limits):
+        raise QueryError(
+            f"a domain of shapes {' and '.join(str(limit.shape) for limit in limits)}",
+            needed=f"a number or {graph.inputs} of them for either limit",
+            fix="give one limit for all entries, or one for each",
+        )
+    low, high = (np.broadcast_to(limit, (graph.inputs,)) for limit in limits)
     if not np.all(low <= high):
         raise QueryError(
             f"an empty domain: lower limit {low[~(low <= high)][0]} above upper {high[~(low <= high)][0]}",
@@ -295,9 +312,9 @@ def check_inputs(
     if not inside.all():
         first = int(np.argmin(inside))
         span = f"[{float(inputs[first].min()):g}, {float(inputs[first].max()):g}]"
-        limits = f"[{float(low.min()):g}, {float(high.max()):g}]"
+        allowed = f"[{float(low.min()):g}, {float(high.max()):g}]"
         raise QueryError(
-            f"input {first} spans {span}, outside of the domain {limits}",
+            f"input {first} spans {span}, outside of the domain {allowed}",
             needed="inputs inside the domain",
             fix="correct --domain, or scale the data with --scale",
         )

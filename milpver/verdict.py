@@ -6,6 +6,7 @@ witnesses; anything else is ``unknown``.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any
@@ -224,13 +225,15 @@ def judge(
     Returns:
         ROBUST where every class's margin is proven > 0 (``rounded > 0``, or
         ``solved > SOLVER_TOLERANCE * scale``); VULNERABLE where a witness has a float64 margin <= 0.
-        UNKNOWN otherwise, where both would hold, and where the float32 margin lies on the other side of 0
-        by more than its rounding.
+        UNKNOWN otherwise: where both would hold, where a witness lies below what is proven, where the
+        float32 margin lies on the other side of 0 by more than its rounding, and where any of them is NaN.
     """
     robust = bool(np.all((rounded > 0) | (solved > SOLVER_TOLERANCE * scale)))
     vulnerable = witness_margin is not None and witness_margin <= 0
-    if robust == vulnerable or float32 is None:
+    if robust == vulnerable or float32 is None or math.isnan(float32.margin) or math.isnan(float32.error):
         return Answer.UNKNOWN
-    if robust:
-        return Answer.UNKNOWN if float32.margin < -float32.error else Answer.ROBUST
-    return Answer.UNKNOWN if float32.margin > float32.error else Answer.VULNERABLE
+    if vulnerable:
+        return Answer.UNKNOWN if float32.margin > float32.error else Answer.VULNERABLE
+    proven = float(np.fmax(rounded, solved).min())
+    refuted = witness_margin is not None and not witness_margin >= proven - SOLVER_TOLERANCE * scale
+    return Answer.UNKNOWN if refuted or float32.margin < -float32.error else Answer.ROBUST
