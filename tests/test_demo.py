@@ -28,8 +28,12 @@ def test_the_classes_take_turns_and_all_digits_are_classified() -> None:
     chosen = demo.choose(network, dataset, 20)
     labels = dataset.labels[list(chosen)].tolist()
     assert sorted(labels[:10]) == sorted(labels[10:]) == list(range(10))
-    x = dataset.inputs[list(chosen)].reshape(20, 64).astype(np.float64)
-    assert network.graph.evaluate(x).argmax(axis=1).tolist() == labels
+    outputs = network.graph.evaluate(dataset.inputs.reshape(-1, 64).astype(np.float64))
+    assert outputs[list(chosen)].argmax(axis=1).tolist() == labels
+    sure = np.diff(np.sort(outputs, axis=1)[:, -2:], axis=1)[:, 0]
+    wanted = np.quantile(sure[outputs.argmax(axis=1) == dataset.labels], demo.CERTAINTY)
+    away = np.abs(sure - wanted)[list(chosen)]
+    assert (away[:10] <= away[10:]).all()
     assert demo.choose(network, dataset, 12) == chosen[:12]
     assert len(demo.choose(network, dataset, 10**6)) == 351
 
