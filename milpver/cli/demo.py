@@ -39,7 +39,8 @@ def run(arguments: Namespace) -> int:
     say = sys.stdout.write
     try:
         say(
-            f"Worst class margins of {demo.MODEL} over all removals of {demo.BUDGET} neurons (two layers)\n\n"
+            f"Worst class margins of {demo.MODEL} over all removals of {demo.BUDGET} neurons (two layers),\n"
+            "for digits that it gets right but is not too sure of\n\n"
         )
         margins = ask_margins(replace(query, records=out / MARGINS), budget)
         if margins.interrupted:
