@@ -46,6 +46,7 @@ __all__ = ["margins"]
 BATCH = 128
 #: Bytes that open nodes of a native search may take where the user sets no limit.
 DEFAULT_MEMORY = 1 << 30
+_UNMET = "the solver finished, but its bound and the replayed witness do not meet"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -195,6 +196,7 @@ class _Search:
                 )
         except RejectedWitnessError as error:
             self.status, self.message = Status.ERROR, str(error)
+            self.solved[:] = -np.inf
             return
         except SolverUnavailableError as error:
             self.status, self.message = Status.UNAVAILABLE, str(error)
@@ -316,17 +318,34 @@ class _Search:
             bound = f"the solver's bound {solution.lower:.9g} for class {self.targets[k]}"
             self.fail(k, f"{bound} is refuted by a replayed witness of margin {self.upper[k]:.9g}")
             return
+        apart = self.options.gap + SOLVER_TOLERANCE * self.scale
+        if solution.stop is Stop.OPTIMAL and not (
+            solution.x is not None and self.upper[k] - solution.lower <= apart
+        ):
+            self.fail(k, _UNMET)
+            return
         self.solved[k] = max(float(self.solved[k]), min(solution.lower, float(self.upper[k])))
         if solution.stop in (Stop.INTERRUPTED, Stop.MEMORY):
             self.status = status_of(solution.stop)
 
     def fail(self, k: int, message: str) -> None:
-        """Note that the solver's answer for a class is not to be used."""
+        """Note that the solver's answer for a class is wrong: none of its bounds is used any more."""
         self.reason[k] = self.status = Status.ERROR
         self.message = message
+        self.solved[:] = -np.inf
 
     def conclude(self) -> None:
         """Final status from the brackets; an answer that was refused once stays an error."""
+        refuted = np.flatnonzero(self.lower > self.upper + SOLVER_TOLERANCE * self.scale)
+        if len(refuted):
+            k = int(refuted[0])
+            proven, met = float(self.lower[k]), float(self.upper[k])
+            self.fail(
+                k,
+                f"the lower bound {proven:.9g} for class {self.targets[k]} is refuted by a replayed witness of "
+                f"margin {met:.9g}",
+            )
+            self.rounded[refuted] = -np.inf
         if self.status is Status.ERROR:
             return
         if self.closed().all():
@@ -334,8 +353,10 @@ class _Search:
         elif self.done():
             self.status = Status.DECIDED
         elif self.status is Status.TIMEOUT and self.clock.remaining > 0:
-            self.status = Status.ERROR
-            self.message = "the solver finished, but its bound and the replayed witness do not meet"
+            if self.best <= 0 or self.proven().all():  # rounding alone is wider than the gap
+                self.status = Status.DECIDED
+            else:
+                self.status, self.message = Status.ERROR, _UNMET
 
     def verdict(self, x: NDArray[np.float32], index: int, predicted: int) -> Verdict:
         """Assemble the verdict; the best witness is replayed in float32 here."""

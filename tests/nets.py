@@ -272,3 +272,66 @@ def handmade(seed: int, *, integer: bool = False, bias: bool = True) -> HandMade
         budgeted = [index for index in gates if rng.random() < 0.8] or gates[:1]
         groups = tuple(BudgetGroup((i,), int(rng.integers(1, min(3, sizes[i]) + 1))) for i in budgeted)
     return HandMade(graph, Budget(groups))
+
+
+def _regions(
+    weights: Sequence[Float], biases: Sequence[Float], masks: Sequence[Mask]
+) -> Iterator[tuple[Float, Float, Float, Float]]:
+    """Every activation pattern: the outputs ``A x + a`` and where it holds, ``G x <= h``."""
+    hidden = [weight.shape[0] for weight in weights[:-1]]
+    kept = [np.flatnonzero(~mask) for mask in masks]
+    inputs = weights[0].shape[1]
+    for signs in itertools.product(*(itertools.product([False, True], repeat=len(k)) for k in kept)):
+        slope, constant = np.eye(inputs), np.zeros(inputs)
+        rows, limits = [np.zeros((0, inputs))], [np.zeros(0)]
+        for layer, width in enumerate(hidden):
+            slope, constant = weights[layer] @ slope, weights[layer] @ constant + biases[layer]
+            active = np.zeros(width, dtype=np.bool_)
+            active[kept[layer]] = signs[layer]
+            sign = np.where(active, -1.0, 1.0)[kept[layer]]
+            rows.append(sign[:, None] * slope[kept[layer]])
+            limits.append(-sign * constant[kept[layer]])
+            slope, constant = np.where(active[:, None], slope, 0.0), np.where(active, constant, 0.0)
+        slope, constant = weights[-1] @ slope, weights[-1] @ constant + biases[-1]
+        yield slope, constant, np.vstack(rows), np.concatenate(limits)
+
+
+def pattern_minimum(
+    weights: Sequence[Float],
+    biases: Sequence[Float],
+    masks: Sequence[Mask],
+    lower: Float,
+    upper: Float,
+    row: Float,
+) -> float:
+    """Minimum of a row over the outputs of a dense ReLU network over a box: a linear program a pattern."""
+    best = np.inf
+    for slope, constant, rows, limits in _regions(weights, biases, masks):
+        found = linprog(
+            row @ slope, A_ub=rows, b_ub=limits, bounds=np.stack([lower, upper], axis=1), method="highs"
+        )
+        if found.status == 0:
+            best = min(best, float(found.fun + row @ constant))
+    return best
+
+
+def pattern_distance(
+    weights: Sequence[Float], biases: Sequence[Float], x0: Float, row: Float, lower: Float, upper: Float
+) -> float:
+    """Smallest L-inf step from x0, inside a box, to where a row over the outputs is <= 0; infinity for none."""
+    size, best = len(x0), np.inf
+    none = [np.zeros(len(weight), dtype=np.bool_) for weight in weights[:-1]]
+    for slope, constant, rows, limits in _regions(weights, biases, none):
+        step = np.ones((size, 1))
+        away = [np.hstack([np.eye(size), -step]), np.hstack([-np.eye(size), -step])]
+        region = np.hstack([np.vstack([rows, row @ slope]), np.zeros((len(rows) + 1, 1))])
+        found = linprog(
+            np.append(np.zeros(size), 1.0),
+            A_ub=np.vstack([*away, region]),
+            b_ub=np.concatenate([x0, -x0, limits, [-row @ constant]]),
+            bounds=[*zip(lower, upper, strict=True), (0, None)],
+            method="highs",
+        )
+        if found.status == 0:
+            best = min(best, float(found.fun))
+    return best
