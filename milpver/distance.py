@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 
 from milpver.attack.boundary import closest_adversarials, onto_boundary
 from milpver.bounding import Bounds
-from milpver.encoder import encode
+from milpver.encoder import Encoded, encode
 from milpver.errors import QueryError, SolverUnavailableError
 from milpver.linear import Float
 from milpver.network import Network
 from milpver.query import Budget, Domain, Options, ball, check_inputs
 from milpver.run import Clock, RunContext, status_of
 from milpver.solver import Solution, Stop
-from milpver.verdict import Assurance, ClassBracket, Status, Verdict
+from milpver.verdict import SOLVER_TOLERANCE, Assurance, ClassBracket, Status, Verdict
 from milpver.witness import RejectedWitnessError, Witness, check_float32, evaluate
 
 __all__ = ["METHODS", "NORMS", "distances"]
@@ -37,8 +37,9 @@ NORMS = ("linf",)
 
 #: Radii that are certified together by bounds alone.
 _RADII = 16
-#: The widest ball that is searched where there is no domain, in units of max(1, |x0|).
+#: The widest ball that is searched where there is no domain.
 _WIDEST = 2.0**20
+_UNMET = "the solver finished, but its bound and the replayed adversarial input do not meet"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,6 +93,12 @@ def distances(
         raise QueryError(
             f"--target {target}", needed=f"a class from 0 to {outputs - 1}", fix="correct --target"
         )
+    if target is not None and target in labels:
+        raise QueryError(
+            f"--target {target} is the label of input {list(labels).index(target)}",
+            needed="a competing class",
+            fix="ask for another class, or leave out the inputs of this one",
+        )
     context = RunContext.create(network, options or Options(), should_stop)
     query = _Query(context, domain, method, target)
     places = indices if indices is not None else range(len(inputs))
@@ -105,6 +112,7 @@ class _Search:
     Attributes:
         rounded: certified radius of each target by bounds alone, float64 [targets].
         solved: the same on the solver's word.
+        distrusted: the solver has been wrong.
         upper: distance of the closest replayed adversarial input of each target.
     """
 
@@ -133,6 +141,7 @@ class _Search:
         self.nodes = 0
         self.status = Status.TIMEOUT
         self.message = ""
+        self.distrusted = False
         self.engine = "bounds"
         if self.predicted != label:
             self.status = Status.MISCLASSIFIED
@@ -151,9 +160,10 @@ class _Search:
 
     @property
     def reach(self) -> float:
-        """The radius of the smallest ball that holds the whole domain."""
+        """The radius of the smallest ball that holds the whole domain, rounded upward."""
         away = np.maximum(self.x0 - self.space.lower, self.space.upper - self.x0)
-        return float(away.max(initial=0.0))
+        largest = float(away.max(initial=0.0))
+        return largest if largest == 0.0 else math.nextafter(largest, math.inf)
 
     def run(self) -> None:
         """Close the bracket as far as the limits allow."""
@@ -297,7 +307,8 @@ class _Search:
             return True
         encoded = encode(self.graph, box, Budget(), bounds, self.query.context.encoding)
         if encoded.input is None:
-            raise ValueError("a ball of radius > 0 has input columns")
+            self.fail(k, "the margin at the only input there is lies within rounding of a tie")
+            return True
         builder = encoded.builder
         floor = min(float(self.lower[k]), radius)
         eps = builder.add_columns("eps", np.array([floor]), np.array([radius]))
@@ -319,6 +330,9 @@ class _Search:
         if solution.stop in (Stop.ERROR, Stop.UNBOUNDED):
             self.fail(k, solution.message or f"the solver says {solution.stop.value}, which cannot be")
             return True
+        if solution.stop is Stop.OPTIMAL and point is None:
+            self.fail(k, "the solver says optimal, but without a point")
+            return True
         bound = radius if solution.stop is Stop.INFEASIBLE else min(solution.lower, radius)
         if bound > self.upper[k] + self.options.gap:
             self.fail(
@@ -334,13 +348,32 @@ class _Search:
             self.status = status_of(solution.stop)
             return False
         if solution.stop is Stop.OPTIMAL and self.best - self.lower[k] > self.options.gap:
-            self.fail(k, "the solver finished, but its bound and the replayed adversarial input do not meet")
+            self.step_inside(k, float(self.lower[k]))
+            if self.best - self.lower[k] > self.options.gap:
+                self.fail(k, _UNMET)
         return solution.stop is not Stop.TIMEOUT
+
+    def step_inside(self, k: int, distance: float) -> None:
+        """Look for an adversarial input within the gap of a distance, where the closest one does not replay.
+
+        At a kink that is the tip of the adversarial region no slope leads into it; the smallest margin in a
+        ball that is larger by less than the gap lies inside of it.
+        """
+        radius = min(distance + 0.75 * self.options.gap, self.reach)
+        box = ball(self.x0, radius, self.query.domain)
+        encoded = encode(self.graph, box, Budget(), self.bounds_in([radius]), self.query.context.encoding)
+        if self.stopped():
+            return
+        solution = self.query.context.solve(encoded.program(self.rows[k]), self.clock.remaining)
+        self.nodes += solution.nodes
+        if solution.x is not None:
+            self.offer_near(encoded.point(solution.x), k)
 
     def fail(self, k: int, message: str) -> None:
         """Note that the solver's answer for a target is not to be used."""
         self.reason[k] = self.status = Status.ERROR
         self.message = message
+        self.distrusted = True
 
     def stopped(self) -> bool:
         """Whether time is up or the user wants to stop."""
@@ -369,7 +402,6 @@ class _Search:
                 bounds,
                 self.query.context.encoding,
             )
-            base = encoded.builder.build()
             for k in left:
                 if self.lower[k] >= middle:
                     continue
@@ -379,32 +411,47 @@ class _Search:
                     self.rounded[k] = max(self.rounded[k], middle)
                     self.impossible[k] = middle >= self.reach
                     continue
-                program = base.with_objective(*encoded.row(self.rows[k]))
-                solution = self.query.context.solve(
-                    program, self.clock.remaining, objective_stop=0.0, bound_stop=0.0
-                )
-                self.nodes += solution.nodes
-                self.reason[k] = status_of(solution.stop)
-                if solution.stop in (Stop.ERROR, Stop.INFEASIBLE, Stop.UNBOUNDED):
-                    self.fail(
-                        k, solution.message or f"the solver says {solution.stop.value}, which cannot be"
-                    )
-                elif (
-                    solution.x is not None
-                    and solution.upper <= 0
-                    and self.offer_near(encoded.point(solution.x), k)
-                ):
-                    break
-                elif solution.lower > 0 or solution.stop is Stop.OPTIMAL:
-                    self.solved[k] = max(float(self.solved[k]), middle)
-                    self.impossible[k] = middle >= self.reach
-                else:
-                    if solution.stop in (Stop.MEMORY, Stop.INTERRUPTED):
-                        self.status = status_of(solution.stop)
+                before = self.best
+                if not self.decide(k, middle, encoded):
                     return
+                if self.best < before:
+                    break
+
+    def decide(self, k: int, radius: float, encoded: Encoded) -> bool:
+        """Whether a ball holds an adversarial input for a target; False where the time did not suffice."""
+        solution = self.query.context.solve(
+            encoded.program(self.rows[k]), self.clock.remaining, objective_stop=0.0, bound_stop=0.0
+        )
+        self.nodes += solution.nodes
+        self.reason[k] = status_of(solution.stop)
+        if solution.stop in (Stop.ERROR, Stop.INFEASIBLE, Stop.UNBOUNDED):
+            self.fail(k, solution.message or f"the solver says {solution.stop.value}, which cannot be")
+        elif solution.stop is Stop.OPTIMAL and solution.x is None:
+            self.fail(k, "the solver says optimal, but without a point")
+        elif solution.lower > 0:
+            self.solved[k] = max(float(self.solved[k]), radius)
+            self.impossible[k] = radius >= self.reach
+        elif solution.stop in (Stop.OPTIMAL, Stop.TARGET):
+            # A margin <= 0, or one that the solver's gap leaves open: only a replayed input decides.
+            before = self.best
+            if solution.x is not None:
+                self.offer_near(encoded.point(solution.x), k)
+            if self.best >= before:
+                self.fail(k, _UNMET)
+        else:
+            if solution.stop in (Stop.MEMORY, Stop.INTERRUPTED):
+                self.status = status_of(solution.stop)
+            return False
+        return True
 
     def conclude(self) -> None:
-        """Final status from the brackets."""
+        """Final status from the brackets; where the solver was wrong once, none of its bounds is used."""
+        slack = self.options.gap + SOLVER_TOLERANCE * np.maximum(1.0, self.upper)
+        if np.any(self.lower > self.upper + slack):
+            self.fail(int(np.argmax(self.lower - self.upper)), "a lower bound is refuted by a replayed input")
+            self.rounded[self.rounded > self.upper + slack] = 0.0
+        if self.distrusted:
+            self.solved[:] = 0.0
         if self.status in (Status.ERROR, Status.UNAVAILABLE):
             return
         if self.impossible.all():

@@ -25,7 +25,7 @@ from milpver.linear import Float
 from milpver.network import Network
 from milpver.program import Program
 from milpver.query import Box, Budget, Domain, Options, ball, check_inputs, removed_pairs
-from milpver.run import Clock, RunContext, status_of
+from milpver.run import NATIVE, Clock, RunContext, status_of
 from milpver.search.bab import MaskSearch, SearchLimits, torch_threads
 from milpver.solver import Stop
 from milpver.verdict import (
@@ -189,11 +189,15 @@ class _Search:
                 self.engine = "closed-form"
                 for mask in np.unique(masks, axis=0):
                     self.offer(self.box.centre, {self.query.gate: mask})
-            elif not self.done():
-                self.engine = self.options.solver
-                self.search(
-                    encode(self.graph, self.box, self.query.budget, bounds, self.query.context.encoding)
-                )
+            elif self.done():
+                pass
+            elif self.options.solver in NATIVE and self.box.is_point and self.query.budget.groups:
+                self.engine = "bab"
+                self.search_masks()
+            else:
+                self.engine = self.query.context.solver.name
+                encoding = self.query.context.encoding
+                self.search(encode(self.graph, self.box, self.query.budget, bounds, encoding))
         except RejectedWitnessError as error:
             self.status, self.message = Status.ERROR, str(error)
             self.solved[:] = -np.inf
@@ -342,8 +346,8 @@ class _Search:
             proven, met = float(self.lower[k]), float(self.upper[k])
             self.fail(
                 k,
-                f"the lower bound {proven:.9g} for class {self.targets[k]} is refuted by a replayed witness of "
-                f"margin {met:.9g}",
+                f"the lower bound {proven:.9g} for class {self.targets[k]} is refuted by a replayed "
+                f"witness of margin {met:.9g}",
             )
             self.rounded[refuted] = -np.inf
         if self.status is Status.ERROR:
