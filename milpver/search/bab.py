@@ -216,6 +216,10 @@ class MaskSearch:
         sizes = [self._gate(node).gates for node in self._gate_nodes]
         self._starts = np.concatenate([[0], np.cumsum(sizes)]).tolist()
         self._layout: _Layout | None = None
+        self._group_of_gate = torch.tensor(
+            [g for g, size in zip(self._groups, sizes, strict=True) for _ in range(size)],
+            device=tensors.device,
+        )
 
     def run(self, limits: SearchLimits) -> SearchResult:
         """Search until every row is closed, the sign is proven, or the limits say stop."""
@@ -289,14 +293,14 @@ class MaskSearch:
         one = torch.nn.functional.one_hot(parents.branch, parents.gone.shape[1]).to(torch.bool)
         nodes.gone[:count] |= one
         nodes.kept[count:] |= one
-        group_of_gate = torch.tensor(
-            [g for g, (a, b) in zip(self._groups, self._spans(), strict=True) for _ in range(b - a)],
-            device=parents.lower.device,
-        )
-        spent = torch.nn.functional.one_hot(group_of_gate[parents.branch], nodes.left.shape[1])
+        spent = torch.nn.functional.one_hot(self._group_of_gate[parents.branch], nodes.left.shape[1])
         nodes.left[:count] -= spent
         alive = torch.nonzero(self._alive(nodes.lower, limits).any(dim=0)).squeeze(1)
         return self._bounded(nodes, alive, _NODE_STEPS, 0)
+
+    def _own(self, group: int) -> torch.Tensor:
+        """The gates of a group, bool [G]."""
+        return self._group_of_gate == group
 
     def _spans(self) -> list[tuple[int, int]]:
         """First and last gate of each Gate node among all gates."""
@@ -309,6 +313,11 @@ class MaskSearch:
     def _bounded(self, nodes: _Nodes, alive: torch.Tensor, steps: int, neuron_steps: int) -> _Nodes:
         """Bound nodes on some rows, offer their worst masks, and note what their children start from."""
         self._nodes += len(nodes)
+        undecided = ~nodes.gone & ~nodes.kept
+        for g in range(nodes.left.shape[1]):
+            # No more can go than is free: without this, lambda s would be charged for nothing.
+            free = undecided[:, self._own(g)].sum(dim=1)
+            nodes.left[:, g] = torch.minimum(nodes.left[:, g], free)
         left = {group.nodes[0]: nodes.left[:, g] for g, group in enumerate(self._budget.groups)}
         workspace = Workspace(
             self._tensors,
@@ -392,10 +401,7 @@ class MaskSearch:
         """Offer for each node the mask that removes the largest shares, as many as are left."""
         masks = nodes.gone.clone()
         for g, group in enumerate(self._budget.groups):
-            own = torch.zeros(shares.shape[1], dtype=torch.bool, device=shares.device)
-            for k, (a, b) in enumerate(self._spans()):
-                own[a:b] = self._groups[k] == g
-            worst = shares.masked_fill(~own, -torch.inf)
+            worst = shares.masked_fill(~self._own(g), -torch.inf)
             top = worst.topk(min(group.removable, shares.shape[1]), dim=1)
             rank = torch.arange(top.indices.shape[1], device=shares.device)
             take = (rank < nodes.left[:, g : g + 1]) & (top.values > 0)
