@@ -91,6 +91,17 @@ def gated_relu(emission: Emission, index: int) -> Values:
     return values
 
 
+def max_or_constant(emission: Emission, index: int) -> Values:
+    """Encode a Max by big-M, unless the input fixes all that it reads."""
+    node = emission.graph.nodes[index]
+    if not isinstance(node, Max):
+        raise TypeError(f"node {index} is not a Max")
+    v = emission.materialise(node.source)
+    if np.any(v.column >= 0):
+        return max_bigm(emission, index)
+    return Values.constants(v.constant[node.groups].max(axis=1))
+
+
 def _pick(values: Values, at: Int) -> Values:
     """The entries ``at``."""
     return Values(values.column[at], values.coefficient[at], values.constant[at])
@@ -110,6 +121,6 @@ def _between(
 
 ENCODING = Encoding(
     "fused",
-    {Relu: relu_unstable, Gate: mask_mccormick, Max: max_bigm},
+    {Relu: relu_unstable, Gate: mask_mccormick, Max: max_or_constant},
     gated_relu=gated_relu,
 )
