@@ -276,7 +276,11 @@ class _Search:
         return min(max(2 * float(self.lower[k]), scale / 8), self.reach)
 
     def minimise(self) -> None:
-        """Solve ``min eps`` for one target after the other, in the ball of the incumbent."""
+        """Solve ``min eps`` for one target after the other, in the ball of the incumbent.
+
+        A target gets half of the time that is left, and all of it where that was not enough: what is begun
+        is lost when it is cut off, so smaller shares would spend most of the time on beginnings.
+        """
         while left := self.open_targets():
             if self.stopped():
                 return
@@ -286,7 +290,7 @@ class _Search:
                 self.status = Status.ERROR
                 self.message = f"no adversarial input within {radius:g}, and no domain that ends the search"
                 return
-            share = self.clock.remaining / len(left)
+            share = self.clock.remaining / min(2, len(left))
             if not self.minimise_in(k, radius, share) and not self.minimise_in(
                 k, self.ball_radius(k), self.clock.remaining
             ):

@@ -254,9 +254,9 @@ def _common(parser: argparse.ArgumentParser) -> None:
     )
     search.add_argument(
         "--bounds",
-        default="budget",
+        default="alpha-crown",
         metavar="NAME",
-        help="budget, interval, crown or alpha-crown, the tightest (budget)",
+        help="alpha-crown (the tightest), crown, budget or interval (alpha-crown)",
     )
     search.add_argument(
         "--timeout", default="60", metavar="S", help="seconds for one input, all classes (60)"

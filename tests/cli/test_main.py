@@ -74,7 +74,7 @@ def test_defaults_are_those_of_the_library() -> None:
         for name in ("timeout", "gap", "threads", "seed"):
             assert float(getattr(found, name)) == getattr(options, name)
         assert memory_size(found.memory) == 4 << 30
-        assert found.bounds == "budget"
+        assert found.bounds == "alpha-crown"
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
