@@ -71,6 +71,7 @@ def margins(
     options: Options | None = None,
     indices: Sequence[int] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    closed_form: bool = True,
 ) -> Iterator[Verdict]:
     """Worst margins of many inputs, each as soon as it is done.
 
@@ -84,6 +85,7 @@ def margins(
         options: how to answer.
         indices: positions in the data file, for the records.
         should_stop: asked now and then; True ends the run with the status ``interrupted``.
+        closed_form: answer by the closed form where there is one; False where the solver itself is the point.
 
     Raises:
         QueryError: a radius < 0 or not finite, a label out of range, an input outside of the domain or
@@ -98,7 +100,7 @@ def margins(
         budget=budget,
         radius=radius,
         domain=domain,
-        gate=closed_form_gate(network.graph, budget) if radius == 0 else None,
+        gate=closed_form_gate(network.graph, budget) if radius == 0 and closed_form else None,
     )
     places = indices if indices is not None else range(len(inputs))
     for start in range(0, len(inputs), BATCH):

@@ -45,12 +45,14 @@ class RecordFile:
 
     Attributes:
         path: the file.
-        done: the records that stand in the file, by their ``index``; those appended since included.
+        done: the records that stand in the file, by their ``index`` (or what else numbers them); those
+            appended since included.
         repaired: whether a line that a crash had cut short was mended when the file was opened.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, object]) -> None:
+    def __init__(self, path: Path, identity: Mapping[str, object], number: str = "index") -> None:
         self.path = path
+        self._number: Final = number
         self.done: dict[int, dict[str, JSON]] = {}
         self.repaired = False
         self._identity: Final = _parse(_dump(identity))
@@ -58,12 +60,13 @@ class RecordFile:
         self._size = 0
 
     @staticmethod
-    def open(path: Path, identity: Mapping[str, object]) -> RecordFile:
+    def open(path: Path, identity: Mapping[str, object], number: str = "index") -> RecordFile:
         """Open a new file or continue an existing one.
 
         Args:
             path: the file; its folder must exist. ``-`` stands for stdout, see :class:`RecordStream`.
             identity: the fields that say which query a record answers; each record has them, so valued.
+            number: the field that tells the records apart, an integer from 0 on.
 
         Raises:
             RecordError: the file cannot be opened or locked, is damaged, or answers another query. It is
@@ -71,7 +74,7 @@ class RecordFile:
         """
         if path == STDOUT:
             return RecordStream(sys.stdout, identity)
-        records = RecordFile(path, identity)
+        records = RecordFile(path, identity, number)
         records._open()
         try:
             records._load()
@@ -85,7 +88,7 @@ class RecordFile:
 
         Args:
             record: field names and values: what JSON has, and NumPy scalars and arrays. It holds the fields
-                of the identity, and ``index``, an integer from 0 on that is not done yet.
+                of the identity, and ``index`` (see :meth:`open`), an integer from 0 on that is not done yet.
 
         Raises:
             RecordError: the disk is full or fails, or the file was changed meanwhile; nothing is written.
@@ -97,9 +100,9 @@ class RecordFile:
         difference = _difference(self._identity, plain)
         if difference is not None:
             raise ValueError(f"the record answers another query: {difference}")
-        index = plain.get("index")
+        index = plain.get(self._number)
         if type(index) is not int or index < 0 or index in self.done:
-            raise ValueError(f"index {index!r}: not an integer from 0 on, or done already")
+            raise ValueError(f"{self._number} {index!r}: not an integer from 0 on, or done already")
         self._write(line.encode("ascii") + b"\n", index, plain)
 
     def close(self) -> None:
@@ -191,11 +194,11 @@ class RecordFile:
         difference = _difference(self._identity, record)
         if difference is not None:
             raise RecordError(f"{self.path}, line {number}: {difference}", needed=_NEEDED, fix=_FIX)
-        index = record.get("index")
+        index = record.get(self._number)
         if type(index) is not int or index < 0:
-            self._damaged(number, line, f"index {index!r}, not an integer from 0 on")
+            self._damaged(number, line, f"{self._number} {index!r}, not an integer from 0 on")
         if index in places:
-            self._damaged(number, line, f"index {index} stands on line {places[index]} already")
+            self._damaged(number, line, f"{self._number} {index} stands on line {places[index]} already")
         places[index] = number
         self.done[index] = record
 
