@@ -1,4 +1,4 @@
-"""Networks made for tests (ONNX files, and graphs by hand), and answers by brute force and exact arithmetic."""
+"""Networks made for tests (ONNX files, graphs by hand), and answers by brute force and exact arithmetic."""
 
 from __future__ import annotations
 
@@ -201,77 +201,103 @@ def handmade(seed: int, *, integer: bool = False, bias: bool = True) -> HandMade
 
     Integer weights make exact ties and zeros likely.
     """
-    rng = np.random.default_rng(seed)
+    return _HandMade(np.random.default_rng(seed), integer, bias).build()
 
-    def numbers(*shape: int) -> Float:
-        if integer:
-            return rng.integers(-3, 4, size=shape).astype(np.float64)
-        return np.asarray(rng.normal(size=shape))
 
-    def bias_of(size: int) -> Float:
-        return numbers(size) if bias else np.zeros(size)
+class _HandMade:
+    """A graph under construction."""
 
-    nodes: list[Node]
-    if rng.random() < 0.3:
-        kernel = numbers(2, 1, 2, 2)
-        conv = Conv(kernel, (1, 3, 2), pads=(1, 0, 0, 0), strides=(1, 1))
-        nodes = [Input(6), Affine(((0, conv),), np.repeat(bias_of(2), conv.outputs // 2), "conv")]
-    else:
-        size = int(rng.integers(1, 5))
-        first: LinearMap = Dense(numbers(int(rng.integers(2, 5)), size))
-        if rng.random() < 0.3:
-            first = Sparse(sparse.csr_array(first.csr.toarray() * (rng.random(first.csr.shape) < 0.7)))
-        nodes = [Input(size), Affine(((0, first),), bias_of(first.outputs), "first")]
-    gates: list[int] = []
+    def __init__(self, rng: np.random.Generator, integer: bool, bias: bool) -> None:
+        self.rng = rng
+        self.integer = integer
+        self.bias = bias
+        self.nodes: list[Node] = []
+        self.gates: list[int] = []
 
-    def gate() -> None:
-        size = nodes[-1].size
-        if rng.random() < 0.4:
-            count = int(rng.integers(1, size + 1))
-            owner = np.concatenate([np.arange(count), rng.integers(0, count, size - count)])
-            nodes.append(Gate(len(nodes) - 1, rng.permutation(owner), count, "shared"))
-        else:
-            nodes.append(Gate(len(nodes) - 1, np.arange(size), size, "gate"))
-        gates.append(len(nodes) - 1)
+    @property
+    def last(self) -> int:
+        return len(self.nodes) - 1
 
-    for _ in range(int(rng.integers(1, 4))):
-        if rng.random() < 0.8:
-            nodes.append(Relu(len(nodes) - 1, nodes[-1].size))
-        if rng.random() < 0.25:
-            size = nodes[-1].size
-            windows = rng.integers(0, size, size=(int(rng.integers(1, size + 1)), 2))
-            nodes.append(Max(len(nodes) - 1, windows))
-        if rng.random() < 0.85 or not gates:
-            gate()
-        source, size = len(nodes) - 1, nodes[-1].size
-        shape = rng.random()
+    @property
+    def size(self) -> int:
+        return self.nodes[-1].size
+
+    def chance(self, probability: float) -> bool:
+        return bool(self.rng.random() < probability)
+
+    def numbers(self, *shape: int) -> Float:
+        if self.integer:
+            return self.rng.integers(-3, 4, size=shape).astype(np.float64)
+        return np.asarray(self.rng.normal(size=shape))
+
+    def affine(self, *terms: tuple[int, LinearMap]) -> None:
+        size = terms[0][1].outputs
+        bias = self.numbers(size) if self.bias else np.zeros(size)
+        self.nodes.append(Affine(terms, bias, "affine"))
+
+    def first(self) -> None:
+        if self.chance(0.3):
+            self.nodes.append(Input(6))
+            self.affine((0, Conv(self.numbers(2, 1, 2, 2), (1, 3, 2), pads=(1, 0, 0, 0))))
+            return
+        self.nodes.append(Input(int(self.rng.integers(1, 5))))
+        linear: LinearMap = Dense(self.numbers(int(self.rng.integers(2, 5)), self.size))
+        if self.chance(0.3):
+            dense = linear.csr.toarray()
+            linear = Sparse(sparse.csr_array(dense * (self.rng.random(dense.shape) < 0.7)))
+        self.affine((0, linear))
+
+    def gate(self) -> None:
+        size = count = self.size
+        owner = np.arange(size)
+        if self.chance(0.4):
+            count = int(self.rng.integers(1, size + 1))
+            owner = np.concatenate([np.arange(count), self.rng.integers(0, count, size - count)])
+            owner = self.rng.permutation(owner)
+        self.nodes.append(Gate(self.last, owner, count, "gate"))
+        self.gates.append(self.last)
+
+    def layer(self) -> None:
+        """Activation, pooling and gate, each perhaps, and what reads them."""
+        if self.chance(0.8):
+            self.nodes.append(Relu(self.last, self.size))
+        if self.chance(0.25):
+            windows = self.rng.integers(0, self.size, size=(int(self.rng.integers(1, self.size + 1)), 2))
+            self.nodes.append(Max(self.last, windows))
+        if self.chance(0.85) or not self.gates:
+            self.gate()
+        source, size, shape = self.last, self.size, self.rng.random()
         if shape < 0.25:  # two branches that read the same node, then a sum
-            nodes.append(Affine(((source, Dense(numbers(size, size))),), bias_of(size), "branch"))
-            if rng.random() < 0.5:
-                nodes.append(Relu(len(nodes) - 1, size))
-            terms = ((len(nodes) - 1, identity(size)), (source, Dense(numbers(size, size))))
-            nodes.append(Affine(terms, bias_of(size), "sum"))
+            self.affine((source, Dense(self.numbers(size, size))))
+            if self.chance(0.5):
+                self.nodes.append(Relu(self.last, size))
+            self.affine((self.last, identity(size)), (source, Dense(self.numbers(size, size))))
         elif shape < 0.4:  # one node that reads another twice
-            terms2 = ((source, Dense(numbers(size, size))), (source, identity(size)))
-            nodes.append(Affine(terms2, bias_of(size), "twice"))
+            self.affine((source, Dense(self.numbers(size, size))), (source, identity(size)))
         else:
-            out = int(rng.integers(2, 5))
-            nodes.append(Affine(((source, Dense(numbers(out, size))),), bias_of(out), "dense"))
-    last: list[tuple[int, LinearMap]] = [(len(nodes) - 1, Dense(numbers(3, nodes[-1].size)))]
-    if rng.random() < 0.3:
-        last.append((gates[0], Dense(numbers(3, nodes[gates[0]].size))))
-    nodes.append(Affine(tuple(last), bias_of(3), "output"))
-    if rng.random() < 0.1:
-        nodes.append(Relu(len(nodes) - 1, 3))
-    graph = Graph(tuple(nodes))
-    sizes = {index: node.gates for index, node in enumerate(nodes) if isinstance(node, Gate)}
-    if len(gates) > 1 and rng.random() < 0.35:
-        total = sum(sizes.values())
-        groups = (BudgetGroup(tuple(gates), int(rng.integers(1, min(4, total + 1)))),)
-    else:
-        budgeted = [index for index in gates if rng.random() < 0.8] or gates[:1]
-        groups = tuple(BudgetGroup((i,), int(rng.integers(1, min(3, sizes[i]) + 1))) for i in budgeted)
-    return HandMade(graph, Budget(groups))
+            self.affine((source, Dense(self.numbers(int(self.rng.integers(2, 5)), size))))
+
+    def budget(self) -> Budget:
+        sizes = {index: node.gates for index, node in enumerate(self.nodes) if isinstance(node, Gate)}
+        if len(self.gates) > 1 and self.chance(0.35):
+            total = sum(sizes.values())
+            return Budget((BudgetGroup(tuple(self.gates), int(self.rng.integers(1, min(4, total + 1)))),))
+        chosen = [index for index in self.gates if self.chance(0.8)] or self.gates[:1]
+        return Budget(
+            tuple(BudgetGroup((i,), int(self.rng.integers(1, min(3, sizes[i]) + 1))) for i in chosen)
+        )
+
+    def build(self) -> HandMade:
+        self.first()
+        for _ in range(int(self.rng.integers(1, 4))):
+            self.layer()
+        terms: list[tuple[int, LinearMap]] = [(self.last, Dense(self.numbers(3, self.size)))]
+        if self.chance(0.3):
+            terms.append((self.gates[0], Dense(self.numbers(3, self.nodes[self.gates[0]].size))))
+        self.affine(*terms)
+        if self.chance(0.1):
+            self.nodes.append(Relu(self.last, 3))
+        return HandMade(Graph(tuple(self.nodes)), self.budget())
 
 
 def _regions(
@@ -318,7 +344,7 @@ def pattern_minimum(
 def pattern_distance(
     weights: Sequence[Float], biases: Sequence[Float], x0: Float, row: Float, lower: Float, upper: Float
 ) -> float:
-    """Smallest L-inf step from x0, inside a box, to where a row over the outputs is <= 0; infinity for none."""
+    """Smallest L-inf step from x0, inside a box, to where a row over the outputs is <= 0, or infinity."""
     size, best = len(x0), np.inf
     none = [np.zeros(len(weight), dtype=np.bool_) for weight in weights[:-1]]
     for slope, constant, rows, limits in _regions(weights, biases, none):

@@ -114,7 +114,7 @@ def test_batches_against_programs_and_enumeration(tmp_path: Path, seed: int, wid
             budget=wanted,
             radius=1e-12,
             options=Options(bounds="interval", encoding="reference"),
-        )  # fmt: skip
+        )
     )
     assert by_program.solver != "closed-form"
     assert by_program.upper == pytest.approx(found[0].upper, abs=2e-6)

@@ -164,7 +164,7 @@ def test_the_domain_ends_the_search(tmp_path: Path, method: str, x: float) -> No
 
 @pytest.mark.parametrize("method", METHODS)
 def test_an_adversarial_input_on_the_last_float_of_the_domain(tmp_path: Path, method: str) -> None:
-    """The way from the input to the edge of the domain is no float: the ball must reach the edge all the same."""
+    """The way from the input to the edge of the domain is no float: the ball must reach the edge."""
     rng = np.random.default_rng(0)
     for _ in range(12):
         edge = float(np.float32(rng.uniform(0, 1)))

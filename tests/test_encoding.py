@@ -74,7 +74,7 @@ def test_values_are_affine_in_their_columns() -> None:
 
 
 def test_an_encoding_without_a_rule_says_which() -> None:
-    with pytest.raises(PluginError, match="half has no rule for Max nodes.*Relu") as caught:
+    with pytest.raises(PluginError, match=r"half has no rule for Max nodes.*Relu") as caught:
         Encoding("half", {Relu: lambda _, __: Values.constants(np.zeros(1))}).rule(Max)
     assert "\n" not in str(caught.value)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def predicted(network: Network, x: Any) -> int:
     return int(network.graph.evaluate(np.asarray(x, dtype=np.float32).astype(float)[None])[0].argmax())
 
 
-def assert_exact(network: Network, x: Float, verdict: Verdict, truth: Float) -> None:
+def assert_exact(network: Network, verdict: Verdict, truth: Float) -> None:
     """The bracket is closed at the truth, every class's holds it, the mask attains it."""
     assert verdict.status is Status.OPTIMAL, verdict.message
     assert verdict.lower is not None
@@ -123,7 +124,7 @@ def test_worst_margins_are_those_of_enumeration(
     truth = brute_force_margins(network, x, label, budget)
     options = {"encoding": encoding, "bounds": bounds, "solver": solver}
     verdict = ask(network, x, label, budget, **options)
-    assert_exact(network, x, verdict, truth)
+    assert_exact(network, verdict, truth)
     decided = ask(network, x, label, budget, decide=True, **options)
     if abs(truth.min()) > 1e-4:
         assert decided.verdict is (Answer.ROBUST if truth.min() > 0 else Answer.VULNERABLE)
@@ -143,7 +144,7 @@ def test_whole_layers_but_one_neuron(tmp_path: Path, budget: list[int], encoding
         x = np.array([0.5, -1.0, 0.25, 2.0])
         label = predicted(network, x)
         truth = brute_force_margins(network, x, label, budget)
-        assert_exact(network, x, ask(network, x, label, budget, encoding=encoding), truth)
+        assert_exact(network, ask(network, x, label, budget, encoding=encoding), truth)
 
 
 @st.composite
@@ -235,7 +236,7 @@ def test_balls_with_masks_against_a_program_for_each_pattern(
         verdict = ask(
             network, x, label, budget, radius=radius, domain=domain, encoding=encoding, bounds=bounds
         )
-        assert_exact(network, x, verdict, truth)
+        assert_exact(network, verdict, truth)
         assert verdict.witness is not None
         assert box.contains(verdict.witness)
         assert verdict.witness_float32 is not None
@@ -361,7 +362,7 @@ def test_batches_are_their_members(tmp_path: Path) -> None:
                 budget=parse_budget(budget, network),
                 options=options,
                 indices=range(10, 16),
-            )  # fmt: skip
+            )
         )
         assert [verdict.index for verdict in together] == list(range(10, 16))
         for x, label, verdict in zip(inputs, labels, together, strict=True):
@@ -536,8 +537,6 @@ def test_a_bounding_that_a_witness_refutes_gives_no_verdict(
         name = "wrong"
 
         def bound(self, *arguments: Any) -> Any:
-            from dataclasses import replace
-
             found = honest.bound(*arguments)
             return replace(found, rows_lower=found.rows_lower + 100.0)
 

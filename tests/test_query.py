@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,6 @@ _KEPT: dict[tuple[int, ...], Network] = {}
 
 
 def _widths(*widths: int) -> Network:
-    import tempfile
-
     if widths not in _KEPT:
         with tempfile.TemporaryDirectory() as folder:
             _KEPT[widths] = random_network(Path(folder) / "n.onnx", [3, *widths, 3], seed=1)

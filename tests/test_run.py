@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,6 @@ class Spy:
 
 
 def context(network: Network, solver: Any, should_stop: Any = None, **options: Any) -> RunContext:
-    from dataclasses import replace
-
     return replace(RunContext.create(network, Options(**options), should_stop), solver=solver)
 
 

@@ -66,7 +66,7 @@ def test_inputs_are_taken_as_float32(network: Network) -> None:
 @pytest.mark.parametrize("shape", [(3,), (5,), (2, 4), ()])
 def test_the_wrong_size_is_an_error(network: Network, shape: tuple[int, ...]) -> None:
     for ask in (worst_margin, boundary_distance):
-        with pytest.raises(QueryError, match="1 labels and an array.*4 entries"):
+        with pytest.raises(QueryError, match=r"1 labels and an array.*4 entries"):
             ask(network, np.zeros(shape), 0)
 
 
@@ -95,7 +95,7 @@ def test_options_reach_the_run(network: Network) -> None:
 def test_what_makes_no_sense_is_an_error(network: Network) -> None:
     for wrong in ({"budget": "1"}, {"radius": -1.0}, {"domain": (1.0, 0.0)}, {"gap": -1.0}, {"timeout": 0.0}):
         with pytest.raises(QueryError):
-            worst_margin(network, X, 0, **wrong)  # type: ignore[call-overload]  # options by name
+            worst_margin(network, X, 0, **wrong)
     with pytest.raises(QueryError, match="label 3"):
         worst_margin(network, X, 3)
     with pytest.raises(QueryError, match="NaN"):

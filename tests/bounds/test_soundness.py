@@ -225,7 +225,9 @@ def test_margins_near_zero_are_never_proven_that_exact_arithmetic_refutes(
     if not isinstance(made.graph.nodes[-1], Affine):
         return
     rng = np.random.default_rng(seed)
-    x = rng.integers(-2, 3, size=made.graph.inputs) * 0.5 if integer else rng.normal(size=made.graph.inputs)
+    x: Float = rng.normal(size=made.graph.inputs)
+    if integer:
+        x = rng.integers(-4, 5, size=made.graph.inputs).astype(np.float64) / 2
     masks = group_masks(made.graph, made.budget)
     if len(masks) > 80:
         return
