@@ -262,7 +262,7 @@ def mnist(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 @pytest.mark.parametrize("budget", ["2,0,0", "0,2,0", "0,0,3"])
 def test_the_encodings_agree_on_mnist(mnist: tuple[Network, Float, list[int]], budget: str) -> None:
-    """The worst class as a program: the reference's optimum is the fused one's, and both are the verdict's."""
+    """The worst class as a program: the reference's optimum is the fused one's and the verdict's."""
     network, inputs, labels = mnist
     wanted = parse_budget(budget, network)
     x, label = inputs[0], labels[0]
