@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Protocol
 
 from milpver.linear import Float
@@ -44,6 +45,7 @@ class Limits:
         memory: bytes that the process may hold while solving (as far as the system tells), or None.
         objective_stop: stop as soon as an incumbent has an objective <= this.
         bound_stop: stop as soon as the dual bound is > this.
+        log: file that the solver's own log goes to, in a folder that is there; None for no log.
     """
 
     seconds: float = float("inf")
@@ -53,6 +55,7 @@ class Limits:
     memory: int | None = None
     objective_stop: float | None = None
     bound_stop: float | None = None
+    log: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

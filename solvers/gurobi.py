@@ -173,7 +173,7 @@ def _settings(
     """All parameters to set, the user's checked against Gurobi's own list, types and ranges."""
     settings: dict[str, Any] = {
         "LogToConsole": 0,
-        "OutputFlag": int(any(key.casefold() == "logfile" for key in options)),
+        "OutputFlag": int(limits.log is not None or any(key.casefold() == "logfile" for key in options)),
         "MIPGap": 0.0,
         "MIPGapAbs": limits.gap,
         "Threads": limits.threads,
@@ -187,6 +187,8 @@ def _settings(
     if limits.bound_stop is not None:
         # Gurobi stops at a bound that is >= this; asked for is > bound_stop.
         settings["BestBdStop"] = float(np.nextafter(limits.bound_stop, np.inf))
+    if limits.log is not None:
+        settings["LogFile"] = str(limits.log)
     if not options:
         return settings
     known = {name.casefold(): name for name in dir(gurobipy.GRB.Param) if not name.startswith("_")}

@@ -137,7 +137,7 @@ def _highspy() -> ModuleType:
 def _settings(highspy: ModuleType, limits: Limits, options: Mapping[str, str]) -> dict[str, Any]:
     """All options to set, the user's checked against HiGHS's own list and types."""
     settings: dict[str, Any] = {
-        "output_flag": "log_file" in options,
+        "output_flag": "log_file" in options or limits.log is not None,
         "log_to_console": False,
         "mip_rel_gap": 0.0,
         "mip_abs_gap": limits.gap,
@@ -150,6 +150,8 @@ def _settings(highspy: ModuleType, limits: Limits, options: Mapping[str, str]) -
         "small_matrix_value": SMALLEST_ENTRY,
         "presolve_rule_off": NO_PROBING,
     }
+    if limits.log is not None:
+        settings["log_file"] = str(limits.log)
     if not options:
         return settings
     solver = _new(highspy, {"output_flag": False})

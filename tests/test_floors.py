@@ -27,6 +27,7 @@ FLOORS = {
     "milpver.store": 1,
     "milpver.bounding": 2,
     "milpver.encoding": 2,
+    "milpver.exchange": 2,
     "milpver.op": 2,
     "milpver.query": 2,
     "milpver.rounding": 2,
@@ -55,6 +56,7 @@ FLOORS = {
     "milpver.verify": 5,
     "milpver": 6,
     "milpver.campaign": 6,
+    "milpver.compare": 6,
     "milpver.demo": 6,
     "milpver.picture": 6,
     "milpver.report": 6,
@@ -82,6 +84,7 @@ SAME_FLOOR = {
     ("milpver.verify", "milpver.margin"),
     ("milpver.demo", "milpver"),
     ("milpver.demo", "milpver.picture"),
+    ("milpver.report", "milpver.compare"),
     ("milpver.__main__", "milpver.cli"),
 }
 
