@@ -51,6 +51,16 @@ examples:
   milpver distance model.onnx --data mnist/ --index 0:100 --records out.jsonl --quiet
   milpver distance model.onnx --data test.npz --target 3 --save-witness witnesses"""
 
+COMPARE_EXAMPLES = """\
+Every combination of solver, encoding and bounds is a contender; all get the same
+queries in turn. DIR gets results.jsonl, table.md, figures and report.html. Ctrl-C
+keeps what is done; the same command goes on from there.
+
+examples:
+  milpver compare model.onnx --data test.npz --budget 2,1 --solvers highs,scip --report out
+  milpver compare model.onnx --data mnist/ --budget 10%,-,- --solvers highs,gurobi,pyomo:cbc \\
+      --encodings reference,fused --timeout 60 --repeat 3 --report out"""
+
 DEMO_EXAMPLES = """\
 example:
   milpver demo --out /tmp/milpver-demo --count 10"""
@@ -164,6 +174,12 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     add("info", "what is in a network file, and which layers can be pruned", INFO_EXAMPLES, _info)
     add("margin", "worst class margins over all prunings within a budget", MARGIN_EXAMPLES, _margin)
     add("distance", "distances to the decision boundary", DISTANCE_EXAMPLES, _distance)
+    add(
+        "compare",
+        "solvers, encodings and bounds on the same queries, with a report",
+        COMPARE_EXAMPLES,
+        _compare,
+    )
     add("demo", "both questions on shipped handwritten digits, with a picture", DEMO_EXAMPLES, _demo)
     add("solvers", "the solvers, whether they are available, or why not", SOLVERS_EXAMPLES, _json)
     return parser, commands
@@ -207,6 +223,49 @@ def _distance(parser: argparse.ArgumentParser) -> None:
     _common(parser)
 
 
+def _compare(parser: argparse.ArgumentParser) -> None:
+    _model_and_data(parser)
+    parser.add_argument(
+        "--question", default="margin", metavar="NAME", help="what is asked: margin or distance (margin)"
+    )
+    parser.add_argument(
+        "--budget",
+        metavar="LIST",
+        help="margin: neurons that may be removed, an entry a gateable layer: 2,1 or 10%%,- or 2=3",
+    )
+    parser.add_argument("--radius", metavar="R", help="margin: L-inf ball, in the data's units (0)")
+    parser.add_argument(
+        "--decide", action="store_true", help="margin: stop as soon as the sign of the margin is proven"
+    )
+    _data(parser)
+    group = parser.add_argument_group("contenders")
+    group.add_argument(
+        "--solvers",
+        required=True,
+        metavar="LIST",
+        help="separated by commas, see milpver solvers; the others are compared with the first",
+    )
+    group.add_argument(
+        "--encodings", default="fused", metavar="LIST", help="fused, or reference: the papers' (fused)"
+    )
+    group.add_argument(
+        "--bounds",
+        default="alpha-crown",
+        metavar="LIST",
+        help="alpha-crown (the tightest), crown, budget or interval (alpha-crown)",
+    )
+    group.add_argument("--repeat", default="1", metavar="N", help="runs of each contender on each query (1)")
+    _limits(parser.add_argument_group("search"))
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--report",
+        required=True,
+        metavar="DIR",
+        help="folder for the results; that of the same comparison is continued",
+    )
+    output.add_argument("--quiet", action="store_true", help="no progress and no notes; the table stays")
+
+
 def _model_and_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="ONNX file")
     parser.add_argument(
@@ -217,8 +276,8 @@ def _model_and_data(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _common(parser: argparse.ArgumentParser) -> None:
-    """Flags of both questions; defaults are those of ``milpver.query.Options`` (a test compares them)."""
+def _data(parser: argparse.ArgumentParser) -> None:
+    """Which inputs, and how they are read."""
     data = parser.add_argument_group("data")
     data.add_argument(
         "--index", metavar="I", help="which inputs: 5 or 1,4,9 or 0:100 (0:20, or all if fewer)"
@@ -238,6 +297,27 @@ def _common(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--layout", metavar="NAME", help="where the data has its channels, if elsewhere: nchw or nhwc"
     )
+
+
+def _limits(search: argparse._ArgumentGroup) -> None:
+    """Limits of a search."""
+    search.add_argument(
+        "--timeout", default="60", metavar="S", help="seconds for one input, all classes (60)"
+    )
+    search.add_argument(
+        "--gap", default="1e-6", metavar="G", help="absolute gap that closes a bracket (1e-6)"
+    )
+    search.add_argument("--threads", default="1", metavar="N", help="threads (1)")
+    search.add_argument("--memory", default="4G", metavar="SIZE", help="memory limit, K, M, G or T (4G)")
+    search.add_argument("--seed", default="0", metavar="N", help="random seed (0)")
+    search.add_argument(
+        "--device", default="auto", metavar="NAME", help="where bounds are computed: auto, cpu or cuda (auto)"
+    )
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    """Flags of both questions; defaults are those of ``milpver.query.Options`` (a test compares them)."""
+    _data(parser)
     search = parser.add_argument_group("search")
     search.add_argument(
         "--solver", default="highs", metavar="NAME", help="MILP solver, see milpver solvers (highs)"
@@ -258,18 +338,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="alpha-crown (the tightest), crown, budget or interval (alpha-crown)",
     )
-    search.add_argument(
-        "--timeout", default="60", metavar="S", help="seconds for one input, all classes (60)"
-    )
-    search.add_argument(
-        "--gap", default="1e-6", metavar="G", help="absolute gap that closes a bracket (1e-6)"
-    )
-    search.add_argument("--threads", default="1", metavar="N", help="threads (1)")
-    search.add_argument("--memory", default="4G", metavar="SIZE", help="memory limit, K, M, G or T (4G)")
-    search.add_argument("--seed", default="0", metavar="N", help="random seed (0)")
-    search.add_argument(
-        "--device", default="auto", metavar="NAME", help="where bounds are computed: auto, cpu or cuda (auto)"
-    )
+    _limits(search)
     output = parser.add_argument_group("output")
     output.add_argument(
         "--records",

@@ -1,0 +1,723 @@
+"""A comparison as people read it: a table, figures (SVG and PNG), and one HTML page that stands alone.
+
+Everything shown follows from the records and is the same for the same records, to the last byte. The figures
+can be read without colours: markers, line styles and fill differ too. Matplotlib is used through its objects;
+its settings hold only while a figure is drawn.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import itertools
+import math
+import re
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from string import Template
+from typing import Any
+
+import numpy as np
+
+from milpver.compare import RESAMPLES, TOLERANCE, Record, Row, Summary, short_names, summarise
+from milpver.errors import DataError
+from milpver.linear import Float
+
+__all__ = [
+    "COLUMNS",
+    "Figure",
+    "Lanes",
+    "cells",
+    "draw",
+    "figures",
+    "lanes",
+    "markdown",
+    "note_lines",
+    "page",
+    "text",
+    "write",
+]
+
+#: Headings of the table, after the contender's.
+COLUMNS = (
+    "runs",
+    "solved",
+    "timeouts",
+    "memory",
+    "wrong",
+    "withdrawn",
+    "unavail.",
+    "median s",
+    "mean s",
+    "PAR-2 s",
+    "speed-up",
+    "95 % interval",
+    "nodes",
+)
+
+#: Okabe and Ito's colours, dark ones first; with markers, dashes and fill that differ without them.
+_COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f7f7f")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 3)))
+
+_INK, _FAINT = "#222222", "#b0b0b0"
+_DPI = 150
+
+
+# ---------------------------------------------------------------------------------------------- table
+
+
+def text(value: float | None) -> str:
+    """A number for people, three digits; an en dash for None."""
+    if value is None:
+        return "–"
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def cells(row: Row, limit: float) -> tuple[str, ...]:
+    """The cells of a row under ``COLUMNS``; ``≥`` stands where unsolved runs count as the limit."""
+    capped = row.median is not None and row.median >= limit
+    unsolved = row.solved < row.runs
+    interval = "–" if row.interval is None else f"{text(row.interval[0])} to {text(row.interval[1])}"
+    return (
+        str(row.runs),
+        str(row.solved),
+        str(row.timeouts),
+        str(row.memory),
+        str(row.wrong),
+        str(row.withdrawn),
+        str(row.unavailable),
+        "≥ " * capped + text(row.median),
+        "≥ " * (unsolved and row.mean is not None) + text(row.mean),
+        text(row.par2),
+        text(row.speedup),
+        interval,
+        text(row.nodes),
+    )
+
+
+def _values(row: Row) -> tuple[float | int | None, ...]:
+    """The numbers behind the cells, in full."""
+    return (
+        row.runs,
+        row.solved,
+        row.timeouts,
+        row.memory,
+        row.wrong,
+        row.withdrawn,
+        row.unavailable,
+        row.median,
+        row.mean,
+        row.par2,
+        row.speedup,
+        None,
+        row.nodes,
+    )
+
+
+def markdown(summary: Summary, names: Mapping[str, str]) -> str:
+    """The table in Markdown, with notes."""
+    head = ("contender", *COLUMNS)
+    lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * len(COLUMNS)}"]
+    lines += [f"| {names[row.contender]} | {' | '.join(cells(row, summary.limit))} |" for row in summary.rows]
+    return "\n".join([*lines, "", *(f"- {line}" for line in note_lines(summary, names))]) + "\n"
+
+
+def note_lines(summary: Summary, names: Mapping[str, str]) -> Iterator[str]:
+    """What the table does not say by itself."""
+    yield (
+        f"{_count(summary.queries, 'query', 'queries')}, limit {text(summary.limit)} s each; an unsolved run "
+        "counts as the limit in median, mean and speed-up, and twice in PAR-2"
+    )
+    first = summary.rows[0]
+    if len(summary.rows) > 1:
+        yield (
+            f"speed-up: geometric mean of the seconds of {names[first.contender]} over the contender's own,"
+            " over runs that either solved; bootstrap over queries"
+        )
+    if summary.misclassified:
+        yield f"{_count(summary.misclassified, 'input')} left out: the network does not give the label"
+    for row in summary.rows:
+        if row.bounds_only:
+            name = names[row.contender]
+            yield f"{name}: {row.bounds_only} of {row.solved} solved by bounds, no solver asked"
+    for each in summary.contradictions:
+        yield (
+            f"WRONG: {names[each.contender]} on index {each.index}, repeat {each.repeat}: {each.claim}, but "
+            f"{names[each.refuted_by]} has a replayed witness of {each.witness:.9g}"
+        )
+
+
+def _count(number: int, noun: str, plural: str = "") -> str:
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+# --------------------------------------------------------------------------------------------- figures
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lanes:
+    """Times as the figures show them.
+
+    Attributes:
+        names: of the contenders that could run, in order.
+        times: float64 [contenders, runs], seconds; infinity for unsolved.
+        limit: seconds a query.
+    """
+
+    names: tuple[str, ...]
+    times: Float
+    limit: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Figure:
+    """A figure before it is drawn.
+
+    Attributes:
+        name: of its files, without ending.
+        title: a short line.
+        caption: what it shows and how to read it.
+        paint: draws it into axes.
+        size: inches.
+    """
+
+    name: str
+    title: str
+    caption: str
+    paint: Callable[[Any], None]
+    size: tuple[float, float]
+
+
+def lanes(records: Sequence[Record], summary: Summary, names: Mapping[str, str]) -> Lanes:
+    """The times of all runs that every contender in the table has done; the others are not comparable."""
+    shown = [row.contender for row in summary.rows if row.median is not None]
+    done: dict[tuple[int, int], dict[str, float]] = {}
+    for record in records:
+        outcome = summary.outcome[record["job"]]
+        if record["contender"] in shown and record["predicted"] == record["label"]:
+            solved = outcome == "solved"
+            done.setdefault((record["index"], record["repeat"]), {})[record["contender"]] = (
+                max(float(record["seconds"]), 1e-6) if solved else math.inf
+            )
+    whole = [done[key] for key in sorted(done) if len(done[key]) == len(shown)]
+    times = np.array([[run[key] for run in whole] for key in shown], dtype=np.float64)
+    return Lanes(tuple(names[key] for key in shown), times.reshape(len(shown), -1), summary.limit)
+
+
+def figures(found: Lanes) -> tuple[Figure, ...]:
+    """A cactus plot, a performance profile, and a scatter plot for each pair; none where nothing ran."""
+    count, runs = found.times.shape
+    if not runs:
+        return ()
+    many = f"{_count(runs, 'run')} of each of {_count(count, 'contender')}"
+    made = [
+        Figure(
+            "cactus",
+            "Cactus plot",
+            "How many runs each contender solves when every run may take the time on the vertical axis: "
+            f"{many}, each contender's solved runs sorted by their time. Lower and further to the right "
+            f"is better; the horizontal line is the limit of {text(found.limit)} s.",
+            partial(_cactus, found=found),
+            (6.4, 4.2),
+        ),
+        Figure(
+            "profile",
+            "Performance profile",
+            "Share of the runs that a contender solves within the factor on the horizontal axis of the "
+            f"fastest contender's time on the same run (Dolan and Moré, 2002); {many}. At 1: how often "
+            "it is the fastest; at the right end: how much it solves at all.",
+            partial(_profile, found=found),
+            (6.4, 4.2),
+        ),
+    ]
+    taken: set[str] = set()
+    for a, b in itertools.combinations(range(count), 2):
+        name = _free(f"scatter-{_slug(found.names[a])}-{_slug(found.names[b])}", taken)
+        made.append(
+            Figure(
+                name,
+                f"{found.names[a]} against {found.names[b]}",
+                f"Time of {found.names[b]} against that of {found.names[a]}, a point a run. Below the "
+                f"diagonal {found.names[b]} is faster; the dotted lines are factors of 10. Hollow points lie "
+                f"on the dashed lines, the limit of {text(found.limit)} s, where one did not solve the run.",
+                partial(_scatter, found=found, a=a, b=b),
+                (4.6, 4.6),
+            )
+        )
+    return tuple(made)
+
+
+def draw(figure: Figure, *, kind: str, caption: bool = True) -> bytes:
+    """Draw a figure.
+
+    Args:
+        figure: what to draw.
+        kind: ``svg`` or ``png``.
+        caption: whether the caption stands below it; without, no title either.
+
+    Returns:
+        The file; the same for the same figure.
+    """
+    import matplotlib as mpl  # noqa: PLC0415  0.5 s, only to draw
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  as above
+    from matplotlib.backends.backend_svg import FigureCanvasSVG  # noqa: PLC0415  as above
+    from matplotlib.figure import Figure as Sheet  # noqa: PLC0415  as above
+
+    wide, high = figure.size
+    lines = textwrap.wrap(figure.caption, width=int(wide * 16)) if caption else []
+    room = 0.16 * len(lines) + (0.15 if lines else 0.0)
+    # The hash salt is what makes the names inside an SVG the same each time; Matplotlib takes it only so.
+    with mpl.rc_context({"svg.hashsalt": "milpver", "svg.fonttype": "path"}):
+        sheet = Sheet(figsize=(wide, high + room), dpi=_DPI, facecolor="white")
+        canvas = (FigureCanvasSVG if kind == "svg" else FigureCanvasAgg)(sheet)
+        total, top = high + room, 0.35 if caption else 0.12
+        left, bottom = 0.75, 0.6
+        axes = sheet.add_axes(
+            (left / wide, (room + bottom) / total, (wide - left - 0.2) / wide, (high - bottom - top) / total)
+        )
+        figure.paint(axes)
+        if caption:
+            axes.set_title(figure.title, fontsize=11, color=_INK)
+            sheet.text(0.15 / wide, 0.08 / total, "\n".join(lines), fontsize=8, va="bottom", color=_INK)
+        packed = io.BytesIO()
+        metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+        canvas.print_figure(packed, format=kind, dpi=_DPI, metadata=metadata)
+    return _described(packed.getvalue(), figure) if kind == "svg" else packed.getvalue()
+
+
+def _described(svg: bytes, figure: Figure) -> bytes:
+    """An SVG with title and description for screen readers, and nothing that points outside."""
+    found = svg.decode("utf-8")
+    found = re.sub(r"<!DOCTYPE.*?>\s*", "", found, flags=re.DOTALL)
+    found = re.sub(r"\s*<metadata>.*?</metadata>", "", found, flags=re.DOTALL)
+    # Several of them may stand in one page, where names have to differ.
+    found = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{figure.name}-", found)
+    words = (
+        f'<title id="{figure.name}-t">{html.escape(figure.title)}</title>'
+        f'<desc id="{figure.name}-d">{html.escape(figure.caption)}</desc>'
+    )
+    label = f' role="img" aria-labelledby="{figure.name}-t {figure.name}-d"'
+    found = re.sub(r"(<svg\b[^>]*?)>", lambda m: f"{m[1]}{label}>\n {words}", found, count=1, flags=re.DOTALL)
+    return "\n".join(line.rstrip() for line in found.splitlines()).encode("utf-8") + b"\n"
+
+
+def _look(k: int) -> dict[str, Any]:
+    """How contender k looks."""
+    colour = _COLOURS[k % len(_COLOURS)]
+    return {
+        "color": colour,
+        "marker": _MARKERS[k % len(_MARKERS)],
+        "linestyle": _DASHES[(k + k // len(_DASHES)) % len(_DASHES)],
+        "markerfacecolor": colour if k % 2 == 0 else "white",
+        "markeredgecolor": colour,
+        "markersize": 5.5,
+        "linewidth": 1.4,
+    }
+
+
+def _frame(axes: Any, across: str, up: str) -> None:
+    axes.set_xlabel(across, fontsize=10, color=_INK)
+    axes.set_ylabel(up, fontsize=10, color=_INK)
+    axes.grid(True, which="major", color="#e2e2e2", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=9, colors=_INK)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _plain_numbers(axis: Any) -> None:
+    """Label a logarithmic axis 0.1, 1, 10 in place of powers."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter  # noqa: PLC0415  only to draw
+
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _span(found: Lanes) -> tuple[float, float]:
+    """Ends of a time axis: whole decades would leave the plot empty, so a little beyond the data."""
+    finite = found.times[np.isfinite(found.times)]
+    least = float(finite.min()) if finite.size else found.limit / 10
+    most = max(float(finite.max()) if finite.size else 0.0, found.limit)
+    return least / 1.6, most * 1.6
+
+
+def _cactus(axes: Any, found: Lanes) -> None:
+    runs = found.times.shape[1]
+    for k, (name, times) in enumerate(zip(found.names, found.times, strict=True)):
+        solved = np.sort(times[np.isfinite(times)])
+        axes.plot(
+            np.arange(1, len(solved) + 1),
+            solved,
+            label=f"{name} ({len(solved)})",
+            markevery=max(1, len(solved) // 12),
+            **_look(k),
+        )
+    axes.axhline(found.limit, color=_FAINT, linestyle=(0, (6, 3)), linewidth=1)
+    axes.set_yscale("log")
+    axes.set_ylim(*_span(found))
+    axes.set_xlim(0, runs * 1.04)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    _plain_numbers(axes.yaxis)
+    _frame(axes, f"runs solved (of {runs})", "time of a run [s]")
+    axes.legend(fontsize=8.5, frameon=True, framealpha=0.9, handlelength=3.2, title="contender (solved)")
+
+
+def _profile(axes: Any, found: Lanes) -> None:
+    runs = found.times.shape[1]
+    fastest = found.times.min(axis=0)
+    with np.errstate(invalid="ignore"):
+        ratios = np.where(np.isfinite(found.times), found.times / fastest, np.inf)
+    finite = ratios[np.isfinite(ratios)]
+    end = max(2.0, float(finite.max(initial=1.0))) * 1.25
+    for k, (name, row) in enumerate(zip(found.names, ratios, strict=True)):
+        solved = np.sort(row[np.isfinite(row)])
+        share = 100 * np.arange(1, len(solved) + 1) / runs
+        across = np.concatenate([[1.0], solved, [end]])
+        first, last = 100 * float((solved <= 1).sum()) / runs, 100 * len(solved) / runs
+        up = np.concatenate([[first], share, [last]])
+        axes.plot(
+            across,
+            up,
+            label=name,
+            drawstyle="steps-post",
+            markevery=max(1, len(across) // 12),
+            clip_on=False,
+            **_look(k),
+        )
+    axes.set_xscale("log")
+    axes.set_xlim(1.0, end)
+    axes.set_ylim(0, 104)
+    _few_ticks(axes.xaxis, 1.0, end)
+    _frame(axes, "factor of the fastest contender's time [1]", "runs solved within the factor [%]")
+    axes.legend(fontsize=8.5, frameon=True, framealpha=0.9, handlelength=3.2, loc="lower right")
+
+
+def _few_ticks(axis: Any, low: float, high: float) -> None:
+    """Ticks at 1, 2, 5 of each decade where there are few decades, at the decades otherwise."""
+    from matplotlib.ticker import FixedLocator, NullLocator  # noqa: PLC0415  only to draw
+
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 5) if high / low < 300 else (1,)
+    ticks = [step * 10.0**decade for decade in decades for step in steps]
+    axis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
+    axis.set_minor_locator(NullLocator())
+    _plain_numbers(axis)
+
+
+def _scatter(axes: Any, found: Lanes, a: int, b: int) -> None:
+    low, high = _span(found)
+    limit = found.limit
+    x, y = np.minimum(found.times[a], limit), np.minimum(found.times[b], limit)
+    solved = np.isfinite(found.times[a]) & np.isfinite(found.times[b])
+    ends = np.array([low, high])
+    axes.plot(ends, ends, color=_INK, linewidth=0.9)
+    for factor in (0.1, 10.0):
+        axes.plot(ends, ends * factor, color=_FAINT, linewidth=0.9, linestyle=":")
+    axes.axvline(limit, color=_FAINT, linewidth=1, linestyle=(0, (6, 3)))
+    axes.axhline(limit, color=_FAINT, linewidth=1, linestyle=(0, (6, 3)))
+    points = {"linestyle": "none", "markersize": 5.5, "markeredgecolor": _INK, "markeredgewidth": 0.9}
+    axes.plot(x[solved], y[solved], marker="o", markerfacecolor="#4d4d4d", alpha=0.75, **points)
+    axes.plot(x[~solved], y[~solved], marker="D", markerfacecolor="white", **points)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(low, high)
+    axes.set_ylim(low, high)
+    axes.set_aspect("equal")
+    for axis in (axes.xaxis, axes.yaxis):
+        _few_ticks(axis, low, high)
+    _frame(axes, f"time of {found.names[a]} [s]", f"time of {found.names[b]} [s]")
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "x"
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """A name that is not taken: slugs may fall together."""
+    found = next(each for k in itertools.count() if (each := name + f"_{k}" * (k > 0)) not in taken)
+    taken.add(found)
+    return found
+
+
+# ------------------------------------------------------------------------------------------- the page
+
+_PAGE = Template("""\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 0 auto;
+  padding: 1rem; max-width: 62rem; }
+h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .55rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ccc; }
+thead th { border-bottom: 2px solid #222; vertical-align: bottom; }
+th:first-child, .facts td { text-align: left; }
+.facts th { text-align: left; vertical-align: top; font-weight: 600; }
+.facts td { white-space: normal; overflow-wrap: anywhere; }
+figure { margin: 1.5rem 0; } figure svg { max-width: 100%; height: auto; display: block; }
+figcaption { font-size: .9rem; max-width: 46rem; }
+.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: 1rem; }
+.wrong { border-left: .4rem solid #222; padding-left: .8rem; font-weight: 600; }
+pre { overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; background: #f4f4f4; padding: .7rem; }
+@media print { body { max-width: none; font-size: 10pt; padding: 0; } table { font-size: 7.5pt; }
+  th, td { padding: .15rem .25rem; } figure, tr { break-inside: avoid; } .wide { overflow: visible; } }
+</style>
+</head>
+<body>
+<main>
+<h1>$title</h1>
+<p>$lead</p>
+$wrong
+<h2>Results</h2>
+<div class="wide" tabindex="0" role="region" aria-label="Results">
+$table
+</div>
+<ul>
+$notes
+</ul>
+<h2>Figures</h2>
+$figures
+<h2>What was run</h2>
+<div class="wide">
+$facts
+</div>
+<p>The same command runs it again:</p>
+<pre>$command</pre>
+<h2>How it is counted</h2>
+<ul>
+$rules
+</ul>
+<h2>Every query</h2>
+<div class="wide" tabindex="0" role="region" aria-label="Every query">
+$queries
+</div>
+</main>
+</body>
+</html>
+""")
+
+_RULES = (
+    "A run is one query with one contender and one repeat; its time is wall-clock time for all competing"
+    " classes of the query, bounds, encoding and replays included, loading excluded. The closed form, which"
+    " needs no solver, is left aside.",
+    "Solved: the bracket is closed within the gap, or the sign is proven where only that was asked, or the"
+    " query is proven infeasible; every upper bound is a witness that was replayed through the network.",
+    "Wrong: a lower bound above another run's replayed witness of the same query by more than"
+    f" {TOLERANCE:g} times max(1, |witness|), a robust verdict against a witness of margin at most 0, or"
+    " infeasible where there is a witness. A witness is a proof, so no majority is asked.",
+    "Withdrawn: the solver's answer did not survive the replay, or the solver failed; nothing is concluded.",
+    "Unsolved runs count as the limit in median, mean and speed-up and as twice the limit in PAR-2."
+    " Speed-up: the geometric mean of the first contender's time over this one's, over runs that at least"
+    f" one of the two solved; the interval is the percentile bootstrap over queries, {RESAMPLES} resamples.",
+    "Nodes: median over solved runs that asked the solver. What a node is differs between solvers.",
+)
+
+
+def page(
+    records: Sequence[Record],
+    summary: Summary,
+    names: Mapping[str, str],
+    drawn: Sequence[tuple[Figure, str]],
+    facts: Mapping[str, str],
+    command: str,
+    planned: int,
+) -> str:
+    """The HTML page.
+
+    Args:
+        records: of the comparison.
+        summary: of them.
+        names: short names of the contenders.
+        drawn: the figures with their SVG.
+        facts: settings and machine, as they are to be shown.
+        command: the command line.
+        planned: number of runs that were planned.
+    """
+    done = len(records)
+    what = html.escape(facts.get("model", "a network"))
+    title = f"Comparison of {_count(len(summary.rows), 'contender')} on {what}"
+    lead = (
+        f"{_count(summary.queries, 'query', 'queries')}, {_count(done, 'run')}"
+        + (f" of {planned} planned: this comparison is not finished." if done < planned else ", all done.")
+        + f" {html.escape(_headline(summary, names))}"
+    )
+    notes = list(note_lines(summary, names))
+    wrong = "".join(f'<p class="wrong">{html.escape(line)}</p>' for line in notes if line.startswith("WRONG"))
+    pairs = "".join(_figure(*each) for each in drawn if each[0].name.startswith("scatter-"))
+    others = "".join(_figure(*each) for each in drawn if not each[0].name.startswith("scatter-"))
+    return _PAGE.substitute(
+        title=title,
+        lead=lead,
+        wrong=wrong,
+        table=_results(summary, names),
+        notes=_items(line for line in notes if not line.startswith("WRONG")),
+        figures=(others + (f'<div class="pairs">\n{pairs}</div>' if pairs else "")) or "<p>Nothing ran.</p>",
+        facts=_facts(facts),
+        command=html.escape(command),
+        rules=_items(_RULES),
+        queries=_queries(records, summary, names),
+    )
+
+
+def _headline(summary: Summary, names: Mapping[str, str]) -> str:
+    """Who solved most, the fastest of them first; nothing where no contender could run."""
+    ran = [row for row in summary.rows if row.par2 is not None]
+    if not ran:
+        return "No contender could run."
+    best = min(ran, key=lambda row: row.par2 or 0.0)
+    return (
+        f"Smallest PAR-2: {names[best.contender]}, {text(best.par2)} s, "
+        f"{best.solved} of {best.runs} runs solved."
+    )
+
+
+def _items(lines: Sequence[str] | Iterator[str]) -> str:
+    return "\n".join(f"<li>{html.escape(line)}</li>" for line in lines)
+
+
+def _results(summary: Summary, names: Mapping[str, str]) -> str:
+    head = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in ("contender", *COLUMNS))
+    rows = []
+    for row in summary.rows:
+        shown = "".join(
+            f"<td{_data(value)}>{html.escape(cell)}</td>"
+            for cell, value in zip(cells(row, summary.limit), _values(row), strict=True)
+        )
+        rows.append(f'<tr><th scope="row">{html.escape(names[row.contender])}</th>{shown}</tr>')
+    return (
+        f'<table id="results">\n<thead><tr>{head}</tr></thead>\n<tbody>\n'
+        + "\n".join(rows)
+        + ("\n</tbody>\n</table>")
+    )
+
+
+def _data(value: float | None) -> str:
+    """A number in full, for programs that read the page."""
+    return "" if value is None else f' data-value="{value!r}"'
+
+
+def _facts(facts: Mapping[str, str]) -> str:
+    rows = "\n".join(
+        f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(value)}</td></tr>'
+        for name, value in facts.items()
+    )
+    return f'<table class="facts">\n<tbody>\n{rows}\n</tbody>\n</table>'
+
+
+def _figure(figure: Figure, svg: str) -> str:
+    """A figure in the page: without the XML declaration, and without namespaces, which HTML does not need."""
+    inline = re.sub(r"<\?xml.*?\?>\s*", "", svg, flags=re.DOTALL)
+    inline = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", inline)
+    caption = html.escape(figure.caption)
+    words = f"<b>{html.escape(figure.title)}.</b> {caption}"
+    return f"<figure>\n{inline}<figcaption>{words}</figcaption>\n</figure>\n"
+
+
+def _queries(records: Sequence[Record], summary: Summary, names: Mapping[str, str]) -> str:
+    """A row a query: what is proven by all together, and each contender's median time."""
+    keys = [row.contender for row in summary.rows]
+    titles = ("index", "label", "lower", "upper", *(f"{names[key]} [s]" for key in keys))
+    head = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in titles)
+    groups: dict[int, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record["index"], []).append(record)
+    rows = []
+    for index in sorted(groups):
+        group = groups[index]
+        trusted = [each for each in group if summary.outcome[each["job"]] not in ("wrong", "withdrawn")]
+        lower = max((each["lower"] for each in trusted if each["lower"] is not None), default=None)
+        upper = min((each["upper"] for each in group if each["upper"] is not None), default=None)
+        shown = [str(group[0]["label"]), _decimals(lower), _decimals(upper)]
+        for key in keys:
+            shown.append(_times([each for each in group if each["contender"] == key], summary))
+        line = "".join(f"<td>{html.escape(cell)}</td>" for cell in shown)
+        rows.append(f'<tr><th scope="row">{index}</th>{line}</tr>')
+    return (
+        f'<table id="queries">\n<thead><tr>{head}</tr></thead>\n<tbody>\n'
+        + "\n".join(rows)
+        + ("\n</tbody>\n</table>")
+    )
+
+
+def _decimals(value: float | None) -> str:
+    return "–" if value is None else f"{value:.6g}"
+
+
+def _times(group: Sequence[Record], summary: Summary) -> str:
+    """The median time of a contender's solved runs, or how the others ended."""
+    if not group:
+        return "not run"
+    ends = [summary.outcome[each["job"]] for each in group]
+    solved = [float(each["seconds"]) for each, end in zip(group, ends, strict=True) if end == "solved"]
+    others = ", ".join(dict.fromkeys(end for end in ends if end != "solved"))
+    return ", ".join(([text(median(solved))] if solved else []) + ([others] if others else []))
+
+
+# --------------------------------------------------------------------------------------------- files
+
+
+def write(
+    folder: Path,
+    records: Sequence[Record],
+    facts: Mapping[str, str],
+    command: str,
+    *,
+    planned: int,
+    seed: int = 0,
+) -> Summary:
+    """Write ``table.md``, the figures and ``report.html``, replacing what stands there under these names.
+
+    Args:
+        folder: an existing folder.
+        records: of one comparison, at least one.
+        facts: settings and machine, as they are to be shown.
+        command: the command line that made them.
+        planned: number of runs that were planned.
+        seed: of the bootstrap.
+
+    Raises:
+        DataError: a file cannot be written.
+    """
+    summary = summarise(records, seed)
+    names = short_names([row.contender for row in summary.rows])
+    made = figures(lanes(records, summary, names))
+    drawn = []
+    for old in sorted(folder.glob("scatter-*.*")):
+        # An earlier, interrupted run may have drawn pairs that are no longer there.
+        if old.suffix in (".svg", ".png") and old.stem not in {figure.name for figure in made}:
+            old.unlink(missing_ok=True)
+    for figure in made:
+        _put(folder / f"{figure.name}.png", draw(figure, kind="png"))
+        _put(folder / f"{figure.name}.svg", draw(figure, kind="svg"))
+        drawn.append((figure, draw(figure, kind="svg", caption=False).decode("utf-8")))
+    _put(folder / "table.md", markdown(summary, names).encode("utf-8"))
+    _put(
+        folder / "report.html",
+        page(records, summary, names, drawn, facts, command, planned).encode("utf-8"),
+    )
+    return summary
+
+
+def _put(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be written: {error.strerror or error}",
+            needed="a folder that can be written, with room for the report",
+            fix="free the disk or the permission, or name another folder with --report",
+        ) from error
