@@ -8,6 +8,7 @@ SCIP searches with one thread; ``Limits.threads`` is for its LP solver.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,6 +63,8 @@ RESERVED = {
     "numerics/lpfeastolfactor": "leave it: results state the tolerance that they rest on",
     "numerics/epsilon": "leave it: results state the tolerance that they rest on",
     "numerics/sumepsilon": "leave it: results state the tolerance that they rest on",
+    "presolving/donotaggr": "leave it: aggregation gives wrong optima",
+    "presolving/donotmultaggr": "leave it: aggregation gives wrong optima",
     "numerics/infinity": "leave it: it would change the program",
     "numerics/hugeval": "leave it: it would change the program",
 }
@@ -109,7 +112,7 @@ class Scip:
                     model.interruptSolve()
 
             outcome = run_watched(
-                lambda: _minimise(pyscipopt, easier.program, settings, first, watch, running),
+                lambda: _minimise(pyscipopt, easier.program, settings, first, watch, running, limits.log),
                 watch,
                 limits,
                 should_stop,
@@ -139,6 +142,10 @@ def _settings(pyscipopt: ModuleType, limits: Limits, options: Mapping[str, str])
         "misc/catchctrlc": False,
         "numerics/feastol": TOLERANCE,
         "numerics/dualfeastol": TOLERANCE,
+        # Of 1,500 random networks with faint neurons (1e-5 to 1e-11), SCIP 10 got 29 wrong as it stands, 1
+        # without aggregation, none without aggregation on conditioned programs.
+        "presolving/donotaggr": True,
+        "presolving/donotmultaggr": True,
     }
     if not options:
         return settings
@@ -176,13 +183,14 @@ def _minimise(
     start: Float | None,
     watch: Watch,
     running: list[Any],
+    log: Path | None = None,
 ) -> Outcome:
     """Solve, and resolve what SCIP leaves open: "infeasible or unbounded", a ray without a point."""
-    outcome = _run(pyscipopt, program, settings, start, watch, running)
+    outcome = _run(pyscipopt, program, settings, start, watch, running, log)
     if outcome is not None:
         return outcome
     feasible = program.with_objective(np.zeros(0, dtype=np.int64), np.zeros(0), 0.0)
-    outcome = _run(pyscipopt, feasible, settings, None, watch, running)
+    outcome = _run(pyscipopt, feasible, settings, None, watch, running, log)
     if outcome is None:
         return Outcome(Stop.ERROR, message="SCIP: infeasible or unbounded, it does not say which")
     if outcome.stop is not Stop.OPTIMAL:
@@ -198,11 +206,14 @@ def _run(
     start: Float | None,
     watch: Watch,
     running: list[Any],
+    log: Path | None = None,
 ) -> Outcome | None:
     """One run of SCIP; None where it says "unbounded" or "infeasible or unbounded"."""
     model = _model(pyscipopt)
     try:
         model.setParams({**settings, "limits/time": min(watch.remaining, INFINITE)})
+        if log is not None:
+            model.setLogfile(str(log))
         columns = _build(model, program)
         if start is not None:
             _pass_start(model, columns, start)
