@@ -103,7 +103,7 @@ def distances(
     query = _Query(context, domain, method, target)
     places = indices if indices is not None else range(len(inputs))
     for x, label, index in zip(inputs, labels, places, strict=True):
-        yield _Search(query, x, int(label)).verdict(int(index))
+        yield _Search(query, x, int(label), int(index)).verdict(int(index))
 
 
 class _Search:
@@ -116,10 +116,11 @@ class _Search:
         upper: distance of the closest replayed adversarial input of each target.
     """
 
-    def __init__(self, query: _Query, x: NDArray[np.float32], label: int) -> None:
+    def __init__(self, query: _Query, x: NDArray[np.float32], label: int, index: int) -> None:
         self.query = query
         self.x = x
         self.label = label
+        self.index = index
         self.x0: Float = x.astype(np.float64)
         self.graph = query.context.network.graph
         self.options = query.context.options
@@ -171,7 +172,7 @@ class _Search:
             self.attack()
             self.certify()
             if self.open_targets():
-                self.engine = self.options.solver
+                self.engine = self.query.context.solver.name
                 (self.minimise if self.query.method == "direct" else self.bisect)()
         except RejectedWitnessError as error:
             self.status, self.message = Status.ERROR, str(error)
@@ -322,7 +323,7 @@ class _Search:
         columns, coefficients, constant = encoded.row(self.rows[k])
         builder.add_matrix_rows([(columns, coefficients.reshape(1, -1))], -np.inf, -constant, 1)
         program = builder.build().with_objective(eps, np.ones(1), 0.0)
-        solution = self.query.context.solve(program, seconds, bound_stop=self.best)
+        solution = self.query.context.solve(program, seconds, bound_stop=self.best, name=self.name_of(k))
         return self.take(k, solution, radius, None if solution.x is None else encoded.point(solution.x))
 
     def take(self, k: int, solution: Solution, radius: float, point: Float | None) -> bool:
@@ -368,10 +369,16 @@ class _Search:
         encoded = encode(self.graph, box, Budget(), self.bounds_in([radius]), self.query.context.encoding)
         if self.stopped():
             return
-        solution = self.query.context.solve(encoded.program(self.rows[k]), self.clock.remaining)
+        solution = self.query.context.solve(
+            encoded.program(self.rows[k]), self.clock.remaining, name=self.name_of(k)
+        )
         self.nodes += solution.nodes
         if solution.x is not None:
             self.offer_near(encoded.point(solution.x), k)
+
+    def name_of(self, k: int) -> str:
+        """What the log of a solve for a target is called by."""
+        return f"{self.index}-{self.targets[k]}"
 
     def fail(self, k: int, message: str) -> None:
         """Note that the solver's answer for a target is not to be used."""
@@ -424,7 +431,11 @@ class _Search:
     def decide(self, k: int, radius: float, encoded: Encoded) -> bool:
         """Whether a ball holds an adversarial input for a target; False where the time did not suffice."""
         solution = self.query.context.solve(
-            encoded.program(self.rows[k]), self.clock.remaining, objective_stop=0.0, bound_stop=0.0
+            encoded.program(self.rows[k]),
+            self.clock.remaining,
+            objective_stop=0.0,
+            bound_stop=0.0,
+            name=self.name_of(k),
         )
         self.nodes += solution.nodes
         self.reason[k] = status_of(solution.stop)

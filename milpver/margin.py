@@ -134,7 +134,7 @@ def _batch(
         masks = worst_masks(graph, query.budget.groups[0], values, rows)
     share = (time.perf_counter() - started) / len(inputs)
     for i, box in enumerate(boxes):
-        search = _Search(query, box, int(labels[i]), share)
+        search = _Search(query, box, int(labels[i]), share, int(indices[i]))
         if search.label == predicted[i]:
             search.run(bounds.of(i), None if masks is None else masks[i])
         else:
@@ -152,10 +152,11 @@ class _Search:
         reason: why work on each class ended.
     """
 
-    def __init__(self, query: _Query, box: Box, label: int, spent: float) -> None:
+    def __init__(self, query: _Query, box: Box, label: int, spent: float, index: int) -> None:
         self.query = query
         self.box = box
         self.label = label
+        self.index = index
         self.graph = query.context.network.graph
         self.options = query.context.options
         self.clock = Clock(self.options.timeout, spent)
@@ -170,6 +171,7 @@ class _Search:
         self.nodes = 0
         self.status = Status.TIMEOUT
         self.message = ""
+        self.disputed = False
         self.engine = "bounds"
 
     @property
@@ -311,9 +313,11 @@ class _Search:
             seconds,
             objective_stop=0.0 if decide else None,
             bound_stop=2 * SOLVER_TOLERANCE * self.scale if decide else self.best,
+            name=f"{self.index}-{self.targets[k]}",
         )
         self.nodes += solution.nodes
         self.reason[k] = status_of(solution.stop)
+        self.disputed |= solution.disputed
         if solution.stop in (Stop.ERROR, Stop.INFEASIBLE, Stop.UNBOUNDED):
             said = f"the solver says {solution.stop.value}, which a margin query cannot be"
             self.fail(k, solution.message or said)
@@ -383,6 +387,8 @@ class _Search:
                 witness_margin=upper,
                 float32=float32,
             )
+        if self.disputed:
+            answer = Answer.UNKNOWN
         lower = float(self.lower.min())
         known = math.isfinite(lower)
         return Verdict(

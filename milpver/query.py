@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -334,6 +335,8 @@ class Options:
         device: "auto", "cpu" or "cuda", where bounds are computed.
         decide: margin only: stop as soon as the sign is proven.
         solver_options: the solver's own parameters.
+        solver_log: folder for the solver's logs, one file a solve; None for none.
+        cross_check: solvers that solve every program in place of ``solver`` and have to agree; () for none.
     """
 
     solver: str = "highs"
@@ -347,6 +350,8 @@ class Options:
     device: str = "auto"
     decide: bool = False
     solver_options: Mapping[str, str] | None = None
+    solver_log: Path | None = None
+    cross_check: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse values that no run could honour."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from numpy.typing import NDArray
 from milpver import __version__, registry
 from milpver.bounding import Bounding
 from milpver.bounds._tensors import TensorGraph, pick_device
+from milpver.cross_check import CrossCheck
 from milpver.encoding import Encoding
+from milpver.errors import QueryError
 from milpver.network import Network
 from milpver.program import Program
 from milpver.query import Options
@@ -23,7 +26,10 @@ from milpver.replay import Replay
 from milpver.solver import Limits, Progress, Solution, Solver, Stop
 from milpver.verdict import SCHEMA_VERSION, Status
 
-__all__ = ["NATIVE", "Clock", "RunContext", "status_of"]
+__all__ = ["CROSS_CHECK_FOLDER", "NATIVE", "Clock", "RunContext", "load_solver", "make_folder", "status_of"]
+
+#: Where disagreements go without ``--solver-log``.
+CROSS_CHECK_FOLDER = Path("milpver-cross-check")
 
 #: Solver names that mean the native search where it applies, and the MILP backend they fall back on.
 NATIVE = {"bab": "highs", "auto": "highs"}
@@ -75,13 +81,16 @@ class RunContext:
 
         Raises:
             PluginError: an unknown name.
+            QueryError: the folder for logs cannot be made, or solvers to cross-check make no sense.
         """
+        if options.solver_log is not None:
+            make_folder(options.solver_log)
         return cls(
             network=network,
             options=options,
             bounding=registry.load("bounds", options.bounds),
             encoding=registry.load("encodings", options.encoding),
-            solver=registry.load("solvers", NATIVE.get(options.solver, options.solver)),
+            solver=load_solver(options),
             replay=Replay(network, threads=options.threads),
             should_stop=should_stop,
         )
@@ -94,7 +103,7 @@ class RunContext:
     @cached_property
     def solver_version(self) -> str:
         """Version of what the options name: of milpver itself for native searches."""
-        native = self.options.solver in NATIVE
+        native = self.options.solver in NATIVE and not self.options.cross_check
         return __version__ if native else self.solver.availability().version
 
     def interrupted(self) -> bool:
@@ -108,11 +117,12 @@ class RunContext:
         *,
         objective_stop: float | None = None,
         bound_stop: float | None = None,
+        name: str = "program",
     ) -> Solution:
         """Minimise a program under the run's options, within ``seconds``.
 
         Half of the gap is the solver's, so that the bracket between its bound and the replayed witness
-        closes within the whole of it.
+        closes within the whole of it. ``name`` says in the log's file name what is solved.
 
         Raises:
             SolverUnavailableError: the solver is missing, or not licensed for this program.
@@ -125,6 +135,7 @@ class RunContext:
             memory=self.options.memory,
             objective_stop=objective_stop,
             bound_stop=bound_stop,
+            log=self._log(name),
         )
         return self.solver.solve(
             program,
@@ -132,6 +143,20 @@ class RunContext:
             options=self.options.solver_options,
             should_stop=None if self.should_stop is None else self._asked,
         )
+
+    def _log(self, name: str) -> Path | None:
+        """A file for the log of a solve that is not there yet."""
+        folder = self.options.solver_log
+        if folder is None:
+            if not self.options.cross_check:
+                return None
+            folder = CROSS_CHECK_FOLDER
+        stem = f"{name}-{self.solver.name}".replace(":", "-").replace(",", "-")
+        path, again = folder / f"{stem}.log", 1
+        while path.exists():
+            again += 1
+            path = folder / f"{stem}-{again}.log"
+        return path
 
     def _asked(self, progress: Progress) -> bool:
         del progress
@@ -153,6 +178,48 @@ class RunContext:
             "seed": options.seed,
             "input_sha256": hashlib.sha256(np.ascontiguousarray(x, dtype="<f4").tobytes()).hexdigest(),
         }
+
+
+def load_solver(options: Options) -> Solver:
+    """The backend that the options name, or several that have to agree.
+
+    Raises:
+        PluginError: an unknown name.
+        QueryError: fewer than two solvers to compare, or one of them twice.
+    """
+    names = options.cross_check
+    if not names:
+        found: Solver = registry.load("solvers", NATIVE.get(options.solver, options.solver))
+        return found
+    if options.solver in NATIVE:
+        raise QueryError(
+            f"--cross-check with --solver {options.solver}, which is milpver's own search",
+            needed="MILP solvers to compare",
+            fix="leave out --solver",
+        )
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise QueryError(
+            f"--cross-check {','.join(names)}",
+            needed="two or more different solvers",
+            fix="write e.g. --cross-check highs,scip",
+        )
+    return CrossCheck([registry.load("solvers", name) for name in names], keep=options.solver_log is not None)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder where there is none.
+
+    Raises:
+        QueryError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise QueryError(
+            f"--solver-log {folder}: {error.strerror or error}",
+            needed="a folder that can be written to",
+            fix="name another folder",
+        ) from error
 
 
 _STATUS = {

@@ -80,6 +80,7 @@ class Solution:
         nodes: branch-and-bound nodes.
         seconds: wall-clock time inside the solver.
         message: one line, where something went wrong.
+        disputed: solvers contradict each other on this program.
     """
 
     stop: Stop
@@ -89,6 +90,7 @@ class Solution:
     nodes: int
     seconds: float
     message: str = ""
+    disputed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ FLOORS = {
     "milpver.solver": 2,
     "milpver.verdict": 2,
     "milpver.bounds": 3,
+    "milpver.cross_check": 3,
     "milpver.data": 3,
     "milpver.encodings": 3,
     "milpver.onnx_file": 3,

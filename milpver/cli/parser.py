@@ -330,6 +330,14 @@ def _common(parser: argparse.ArgumentParser) -> None:
         help="a parameter of the solver's own; may be given several times",
     )
     search.add_argument(
+        "--cross-check",
+        metavar="NAMES",
+        help="solve every program with each of these, such as highs,scip; no verdict where they disagree",
+    )
+    search.add_argument(
+        "--solver-log", metavar="DIR", help="write the solver's logs to DIR, one file a solve"
+    )
+    search.add_argument(
         "--encoding", default="fused", metavar="NAME", help="fused, or reference: the papers' (fused)"
     )
     search.add_argument(

@@ -24,7 +24,7 @@ from milpver import registry
 from milpver.cli.interrupts import Interrupts
 from milpver.cli.progress import Progress, count_words, progress
 from milpver.cli.table import Column, print_table
-from milpver.cli.values import memory_size, number, solver_options, whole
+from milpver.cli.values import memory_size, names, number, solver_options, whole
 from milpver.cli.witnesses import WitnessFolder
 from milpver.data import (
     DEFAULT_KEYS,
@@ -42,6 +42,7 @@ from milpver.errors import RecordError
 from milpver.network import Network
 from milpver.onnx_import import load_network
 from milpver.query import Domain, Options
+from milpver.run import load_solver
 from milpver.store import STDOUT, RecordFile
 from milpver.verdict import RECORD_FIELDS, SCHEMA_VERSION, Status, Verdict
 
@@ -174,8 +175,8 @@ def read_query(arguments: Namespace, *, decide: bool = False) -> Query:
     domain = None if arguments.domain is None else parse_domain(arguments.domain)
     keys = DEFAULT_KEYS if arguments.keys is None else parse_keys(arguments.keys)
     scale = None if arguments.scale is None else number("--scale", arguments.scale, above=0.0, example="255")
-    for kind, name in (("solvers", options.solver), ("encodings", options.encoding)):
-        registry.load(kind, name)
+    registry.load("encodings", options.encoding)
+    solver = load_solver(options)
     network = read_network(Path(arguments.model), mean, std)
     dataset = load_data(Path(arguments.data), keys=keys, split=arguments.split, scale=scale, domain=domain)
     check_labels(dataset.labels, network.graph.outputs, dataset.source)
@@ -190,7 +191,7 @@ def read_query(arguments: Namespace, *, decide: bool = False) -> Query:
         domain=limits,
         options=options,
         extra={
-            "requested_solver": options.solver,
+            "requested_solver": solver.name if options.cross_check else options.solver,
             "solver_options": dict(options.solver_options or {}),
             "mean": mean,
             "std": std,
@@ -215,6 +216,8 @@ def _options(arguments: Namespace, *, decide: bool) -> Options:
         device=arguments.device,
         decide=decide,
         solver_options=solver_options(arguments.solver_option),
+        solver_log=None if arguments.solver_log is None else Path(arguments.solver_log),
+        cross_check=names("--cross-check", arguments.cross_check),
     )
 
 

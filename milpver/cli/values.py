@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from milpver.errors import QueryError
 
-__all__ = ["memory_size", "number", "solver_options", "whole"]
+__all__ = ["memory_size", "names", "number", "solver_options", "whole"]
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([KMGT]?)(?:I?B)?", re.ASCII | re.IGNORECASE)
@@ -67,6 +67,22 @@ def memory_size(text: str) -> int:
             f"--memory {text}", needed="a size above 0 such as 4G, 512M or 1.5G", fix="write e.g. --memory 4G"
         )
     return size
+
+
+def names(option: str, text: str | None) -> tuple[str, ...]:
+    """Names separated by commas; () where the flag is not given.
+
+    Raises:
+        QueryError: there is an empty one.
+    """
+    if text is None:
+        return ()
+    found = tuple(part.strip() for part in text.split(","))
+    if not all(found):
+        raise QueryError(
+            f"{option} {text}", needed="names separated by commas", fix=f"write e.g. {option} highs,scip"
+        )
+    return found
 
 
 def solver_options(entries: Sequence[str]) -> dict[str, str]:
