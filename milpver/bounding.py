@@ -6,6 +6,7 @@ the exact value, in rational arithmetic over the graph's float64 coefficients, l
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,7 +50,15 @@ class Bounding(Protocol):
         """The name it is asked for by, e.g. ``budget``."""
 
     def bound(
-        self, graph: Graph, lower: Float, upper: Float, budget: Budget, rows: Float, device: str
+        self,
+        graph: Graph,
+        lower: Float,
+        upper: Float,
+        budget: Budget,
+        rows: Float,
+        device: str,
+        *,
+        hurry: Callable[[], bool] | None = None,
     ) -> Bounds:
         """Bound every node and the rows over the output.
 
@@ -59,6 +68,7 @@ class Bounding(Protocol):
             budget: the admissible masks, the same for the whole batch.
             rows: C, float64 [batch, rows, outputs]: bounds of ``C y`` are asked for, y the output.
             device: "auto" (a GPU where there is one), "cpu" or "cuda".
+            hurry: asked now and then; once True, what is left is bounded as cheaply as can be.
 
         Raises:
             QueryError: "cuda" where there is none.

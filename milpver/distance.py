@@ -37,6 +37,10 @@ NORMS = ("linf",)
 
 #: Radii that are certified together by bounds alone.
 _RADII = 16
+#: Radii times values of the network that are certified together at most.
+_RADII_WORK = 20_000
+#: Share of the time in which radii are certified by bounds.
+_CERTIFY_SHARE = 0.25
 #: The widest ball that is searched where there is no domain.
 _WIDEST = 2.0**20
 _UNMET = "the solver finished, but its bound and the replayed adversarial input do not meet"
@@ -240,23 +244,30 @@ class _Search:
             Budget(),
             np.broadcast_to(self.rows, (len(radii), *self.rows.shape)),
             self.options.device,
+            hurry=lambda: self.clock.remaining <= 0 or self.query.context.interrupted(),
         )
 
     def certify(self) -> None:
-        """Certified radii by bounds alone: two rounds of radii for all targets at once."""
+        """Certified radii by bounds alone: rounds of radii for all targets at once, fewer for large networks.
+
+        Each round spreads its radii over what is left between the certified and the smallest refused one.
+        """
         low, high = 0.0, min(self.best, self.reach, _WIDEST)
         if not (math.isfinite(high) and high > 0):
             return
-        for _ in range(2):
-            radii = np.linspace(low, high, _RADII + 1)[1:]
+        count = max(1, min(_RADII, _RADII_WORK // sum(node.size for node in self.graph.nodes)))
+        for _ in range(2 if count > 1 else 6):
+            late = self.clock.seconds > _CERTIFY_SHARE * self.options.timeout
+            if late or self.query.context.interrupted():
+                return
+            radii = np.linspace(low, high, count + 1)[1:] if count > 1 else np.array([(low + high) / 2])
             held = self.bounds_in(list(radii)).rows_lower > 0
-            for k in range(len(self.targets)):
-                certified = radii[held[:, k]]
-                self.rounded[k] = max(self.rounded[k], certified.max(initial=0.0))
-                if self.reach <= radii[-1] and held[-1, k]:
-                    self.impossible[k] = True
+            self.rounded = np.maximum(self.rounded, np.where(held, radii[:, None], 0.0).max(axis=0))
+            if radii[-1] >= self.reach:
+                self.impossible |= held[-1]
             low = float(self.rounded.min())
-            high = float(radii[np.searchsorted(radii, low, side="right").clip(max=_RADII - 1)])
+            refused = radii[radii > low]
+            high = float(refused[0]) if len(refused) else high
 
     def open_targets(self) -> list[int]:
         """Targets that may hold a closer adversarial input, the closest known first."""

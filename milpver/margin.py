@@ -43,7 +43,9 @@ from milpver.witness import RejectedWitnessError, Witness, check_float32, evalua
 __all__ = ["margins"]
 
 #: Inputs whose bounds are computed together.
-BATCH = 128
+BATCH = 32
+#: The same where the closed form answers, which needs no more than intervals.
+CLOSED_FORM_BATCH = 512
 #: Bytes that open nodes of a native search may take where the user sets no limit.
 DEFAULT_MEMORY = 1 << 30
 _UNMET = "the solver finished, but its bound and the replayed witness do not meet"
@@ -103,8 +105,9 @@ def margins(
         gate=closed_form_gate(network.graph, budget) if radius == 0 and closed_form else None,
     )
     places = indices if indices is not None else range(len(inputs))
-    for start in range(0, len(inputs), BATCH):
-        part = slice(start, start + BATCH)
+    size = BATCH if query.gate is None else CLOSED_FORM_BATCH
+    for start in range(0, len(inputs), size):
+        part = slice(start, start + size)
         yield from _batch(query, inputs[part], labels[part], places[part])
 
 
@@ -114,6 +117,7 @@ def _batch(
     """One batch: bounds together, then each input by itself."""
     started = time.perf_counter()
     context = query.context
+    patience = len(inputs) * context.options.timeout / 2
     graph = context.network.graph
     x = inputs.astype(np.float64)
     predicted = graph.evaluate(x).argmax(axis=1)
@@ -127,6 +131,7 @@ def _batch(
         query.budget,
         rows,
         context.options.device,
+        hurry=lambda: context.interrupted() or time.perf_counter() - started > patience,
     )
     masks: NDArray[np.bool_] | None = None
     if query.gate is not None:

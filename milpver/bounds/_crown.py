@@ -39,7 +39,9 @@ from milpver.query import BudgetGroup
 __all__ = ["Multipliers", "crown_bounds", "optimised_rows"]
 
 #: Elements of the largest temporary (batch x rows x entries) of a backward pass.
-_CHUNK = 1 << 25
+_CHUNK = 1 << 23
+#: Elements (batch x rows x entries) of a layer beyond which its intermediate bounds get no ascent.
+_ASCENT = 1 << 24
 #: Intervals narrower than this, relative to their ends, are treated as constants by the gate rule.
 _NARROW = 1e-9
 
@@ -143,9 +145,14 @@ def _tighten(workspace: Workspace, index: int, steps: int) -> None:
         open_ = torch.ones_like(open_)
     picked = torch.nonzero(open_).squeeze(1)
     size, width = low.shape[1], max(node.size for node in workspace.graph.nodes[: index + 1])
-    step = max(1, _CHUNK // max(1, 2 * len(low) * width))
+    per_row = 2 * len(low) * width
+    step = max(1, _CHUNK // max(1, per_row))
+    if len(picked) * per_row > _ASCENT:
+        steps = 0
     low, high = low.clone(), high.clone()
     for start in range(0, len(picked), step):
+        if workspace.hurried:
+            break
         part = picked[start : start + step]
         unit = torch.zeros(len(part), size, dtype=low.dtype, device=low.device)
         unit[torch.arange(len(part)), part] = 1.0
@@ -200,6 +207,8 @@ def _ascend(
     rates = [0.25] * len(current.alpha) + [0.15] * len(unit)
     moments = [(torch.zeros_like(leaf), torch.zeros_like(leaf)) for leaf in leaves]
     for step in range(1, steps + 1):
+        if workspace.hurried:
+            break
         for leaf in leaves:
             leaf.requires_grad_(True)
         current.lam = {node: unit[node] * scales[node] for node in unit}

@@ -15,7 +15,7 @@ gone ones have left of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -60,6 +60,7 @@ class Workspace:
         magnitudes: for Affine nodes ``|M| max|x| + |b|``, float64 [batch, size].
         known: bounds known beforehand of some nodes (a parent's), met with what is computed.
         tightened: nodes whose bounds a backward pass has improved, in order.
+        hurry: asked before each expensive step, which is left out once it says True; None: never.
     """
 
     tensors: TensorGraph
@@ -72,11 +73,17 @@ class Workspace:
     magnitudes: dict[int, torch.Tensor] = field(default_factory=dict)
     known: Mapping[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     tightened: list[int] = field(default_factory=list)
+    hurry: Callable[[], bool] | None = None
 
     @property
     def graph(self) -> Graph:
         """The network."""
         return self.tensors.graph
+
+    @property
+    def hurried(self) -> bool:
+        """Whether to leave out what is not needed."""
+        return self.hurry is not None and self.hurry()
 
     @property
     def batch(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,11 +32,19 @@ class Crown:
     row_steps: int
 
     def bound(
-        self, graph: Graph, lower: Float, upper: Float, budget: Budget, rows: Float, device: str
+        self,
+        graph: Graph,
+        lower: Float,
+        upper: Float,
+        budget: Budget,
+        rows: Float,
+        device: str,
+        *,
+        hurry: Callable[[], bool] | None = None,
     ) -> Bounds:
-        """See ``milpver.bounding.Bounding``."""
+        """See ``milpver.bounding.Bounding``; in a hurry, intervals for nodes and no ascent."""
         tensors = TensorGraph(graph, pick_device(device))
-        workspace = Workspace(tensors, budget, point=bool(np.array_equal(lower, upper)))
+        workspace = Workspace(tensors, budget, point=bool(np.array_equal(lower, upper)), hurry=hurry)
         found, _ = crown_bounds(
             workspace,
             tensors.tensor(lower),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from milpver.bounding import Bounds
@@ -21,9 +22,18 @@ class Interval:
     aware: bool
 
     def bound(
-        self, graph: Graph, lower: Float, upper: Float, budget: Budget, rows: Float, device: str
+        self,
+        graph: Graph,
+        lower: Float,
+        upper: Float,
+        budget: Budget,
+        rows: Float,
+        device: str,
+        *,
+        hurry: Callable[[], bool] | None = None,
     ) -> Bounds:
-        """See ``milpver.bounding.Bounding``."""
+        """See ``milpver.bounding.Bounding``; there is nothing to leave out in a hurry."""
+        del hurry
         tensors = TensorGraph(graph, pick_device(device))
         workspace = Workspace(tensors, budget, aware=self.aware)
         return interval_bounds(workspace, tensors.tensor(lower), tensors.tensor(upper), tensors.tensor(rows))
