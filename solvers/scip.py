@@ -64,7 +64,7 @@ RESERVED = {
     "numerics/epsilon": "leave it: results state the tolerance that they rest on",
     "numerics/sumepsilon": "leave it: results state the tolerance that they rest on",
     "presolving/donotaggr": "leave it: aggregation gives wrong optima",
-    "presolving/donotmultaggr": "leave it: aggregation gives wrong optima",
+    "presolving/donotmultaggr": "leave it: it gives wrong optima",
     "numerics/infinity": "leave it: it would change the program",
     "numerics/hugeval": "leave it: it would change the program",
 }
@@ -142,10 +142,7 @@ def _settings(pyscipopt: ModuleType, limits: Limits, options: Mapping[str, str])
         "misc/catchctrlc": False,
         "numerics/feastol": TOLERANCE,
         "numerics/dualfeastol": TOLERANCE,
-        # Of 1,500 random networks with faint neurons (1e-5 to 1e-11), SCIP 10 got 29 wrong as it stands, 1
-        # without aggregation, none without aggregation on conditioned programs.
-        "presolving/donotaggr": True,
-        "presolving/donotmultaggr": True,
+        "presolving/maxrounds": 0,
     }
     if not options:
         return settings
