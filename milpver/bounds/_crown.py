@@ -36,7 +36,7 @@ from milpver.bounds._workspace import Workspace, per_gate, top_kept
 from milpver.graph import Affine, Gate, Input, Max, Relu
 from milpver.query import BudgetGroup
 
-__all__ = ["Multipliers", "crown_bounds", "optimised_rows"]
+__all__ = ["Multipliers", "bound_sensitivities", "crown_bounds", "optimised_rows"]
 
 #: Elements of the largest temporary (batch x rows x entries) of a backward pass.
 _CHUNK = 1 << 23
@@ -110,10 +110,10 @@ def crown_bounds(
     return optimised_rows(workspace, start, rows, row_steps, first)
 
 
-def arrived_coefficients(
+def bound_sensitivities(
     workspace: Workspace, rows: torch.Tensor, multipliers: Multipliers
-) -> dict[int, torch.Tensor]:
-    """Coefficients with which rows over the output arrive at each Relu and budgeted Gate, for branching.
+) -> tuple[dict[int, torch.Tensor], dict[int, torch.Tensor]]:
+    """What rows over the output depend on, for branching: nothing of it is rounded, no bound rests on it.
 
     Args:
         workspace: full.
@@ -121,10 +121,31 @@ def arrived_coefficients(
         multipliers: of these rows.
 
     Returns:
-        Node -> float64 [batch, rows, size].
+        The coefficients that arrive at each Relu and budgeted Gate, float64 [batch, rows, size]; and, for
+        each node that the masks change, how fast the sum of the rows' bounds falls as the node's own bounds
+        widen, ``|dL/dl| + |dL/du|``, float64 [batch, size].
     """
-    with torch.no_grad():
-        return _backward(workspace, len(workspace.graph.nodes) - 1, rows, multipliers, rounded=False)[1]
+    last = len(workspace.graph.nodes) - 1
+    changing = [index for index in range(last) if index not in workspace.constants]
+    kept_lows, kept_highs = list(workspace.lows), list(workspace.highs)
+    try:
+        leaves: list[torch.Tensor] = []
+        for index in changing:
+            workspace.lows[index] = workspace.lows[index].detach().clone().requires_grad_()
+            workspace.highs[index] = workspace.highs[index].detach().clone().requires_grad_()
+            leaves += [workspace.lows[index], workspace.highs[index]]
+        found, arrived = _backward(workspace, last, rows, multipliers, rounded=False)
+        fallen: list[torch.Tensor | None] = [None] * len(leaves)
+        if found.requires_grad:
+            fallen = list(torch.autograd.grad(found.sum(), leaves, allow_unused=True))
+    finally:
+        workspace.lows[:], workspace.highs[:] = kept_lows, kept_highs
+    felt: dict[int, torch.Tensor] = {}
+    for place, index in enumerate(changing):
+        parts = [part.abs() for part in fallen[2 * place : 2 * place + 2] if part is not None]
+        if parts:
+            felt[index] = torch.nan_to_num(torch.stack(parts).sum(dim=0))
+    return {node: c.detach() for node, c in arrived.items()}, felt
 
 
 def _worth_tightening(workspace: Workspace, index: int, node: Affine) -> bool:
@@ -236,6 +257,40 @@ def _ascend(
     return value
 
 
+@dataclass(slots=True)
+class _Pass:
+    """What a backward pass goes through with.
+
+    Attributes:
+        multipliers: of the rows; missing ones are filled in.
+        rounded: whether the error of rounding is accounted for.
+        arrived: coefficients that arrived at each Relu and budgeted Gate.
+        charged: groups whose lambda has been charged.
+    """
+
+    multipliers: Multipliers
+    rounded: bool
+    arrived: dict[int, torch.Tensor] = field(default_factory=dict)
+    charged: set[int] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What a node makes of the coefficients C that arrive at it.
+
+    Attributes:
+        sent: coefficients for its sources, float64 [batch, rows, size] each.
+        added: what goes to the constant, float64 [batch, rows].
+        size: sum of the magnitudes whose rounding is charged, float64 [batch, rows]; None where it is not.
+        terms: how many roundings they went through (the n of gamma_n).
+    """
+
+    sent: tuple[tuple[int, torch.Tensor], ...]
+    added: torch.Tensor
+    size: torch.Tensor | None
+    terms: int
+
+
 def _backward(
     workspace: Workspace, start: int, rows: torch.Tensor, multipliers: Multipliers, *, rounded: bool
 ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
@@ -245,84 +300,89 @@ def _backward(
         The bound, float64 [batch, rows] (rounded outward where asked), and the coefficients that arrived at
         each nonlinear node, for branching.
     """
-    graph, tensors = workspace.graph, workspace.tensors
-    batch = len(workspace.lows[0])
-    rows = rows.expand(batch, -1, -1)
+    rows = rows.expand(workspace.batch, -1, -1)
     constant = torch.zeros(rows.shape[:2], dtype=torch.float64, device=rows.device)
     error = torch.zeros_like(constant)
     summed = torch.zeros_like(constant)  # sum of |what was added to the constant|: each addition rounds
     pending: dict[int, torch.Tensor] = {start: rows}
-    arrived: dict[int, torch.Tensor] = {}
-    charged: set[int] = set()
-    terms = 8
+    state = _Pass(multipliers, rounded)
+    additions = 8
     while pending:
         index = max(pending)
-        c = pending.pop(index)
-        node = graph.nodes[index]
-        terms += 4
-        sent: list[tuple[int, torch.Tensor]] = []
-        match node:
-            case Input():
-                added = (
-                    c.clamp(min=0.0) @ workspace.lows[0].unsqueeze(2)
-                    + c.clamp(max=0.0) @ workspace.highs[0].unsqueeze(2)
-                ).squeeze(2)
-                if rounded:
-                    error = error + gamma(2 * node.size + 8) * (
-                        c.abs() @ workspace.largest(0).unsqueeze(2)
-                    ).squeeze(2)
-            case Affine():
-                added = c @ tensors.biases[index]
-                longest = node.size + 4
-                for (source, _), operator in zip(node.terms, tensors.operators[index], strict=True):
-                    sent.append((source, operator.adjoint(c)))
-                    longest = max(longest, operator.column_terms + 4)
-                if rounded:
-                    size = workspace.magnitudes[index].unsqueeze(2)
-                    error = error + gamma(4 * longest) * (c.abs() @ size).squeeze(2)
-            case Relu():
-                arrived[index] = c
-                through, added, size = _relu(workspace, index, node, c, multipliers)
-                sent.append((node.source, through))
-                if rounded:
-                    error = error + gamma(2 * node.size + 16) * size
-            case Max():
-                through, added, size = _max(workspace, node, c)
-                sent.append((node.source, through))
-                if rounded:
-                    error = error + gamma(2 * node.size + 16) * size
-            case Gate():
-                group = workspace.budget.group_of(index)
-                added = torch.zeros_like(constant)
-                if group is None:
-                    sent.append((node.source, c))
-                else:
-                    arrived[index] = c
-                    if workspace.settled(index):
-                        added, size = _top_sum(workspace, index, node, group, c)
-                    else:
-                        charge = group.nodes[0] not in charged
-                        charged.add(group.nodes[0])
-                        through, added, size = _gate(workspace, index, node, group, c, multipliers, charge)
-                        sent.append((node.source, through))
-                    if rounded:
-                        error = error + gamma(4 * node.size + 16) * size
-        constant = constant + added
-        if rounded:
-            summed = summed + added.abs()
-        for source, part in sent:
-            if source not in pending:
-                pending[source] = part
-                continue
-            if rounded:
+        step = _through(workspace, index, pending.pop(index), state)
+        additions += 4
+        constant = constant + step.added
+        if step.size is not None:
+            error = error + gamma(step.terms) * step.size
+            summed = summed + step.added.abs()
+        for source, part in step.sent:
+            if source in pending and rounded:
                 both = (pending[source].abs() + part.abs()) @ workspace.largest(source).unsqueeze(2)
                 error = error + gamma(4) * both.squeeze(2)
-            pending[source] = pending[source] + part
+            pending[source] = pending[source] + part if source in pending else part
     if not rounded:
-        return constant, arrived
+        return constant, state.arrived
     with torch.no_grad():
-        error = error * (1 + gamma(4096)) + gamma(4 * terms) * summed + 1e-300
-        return outward(constant, constant, error)[0], arrived
+        error = error * (1 + gamma(4096)) + gamma(4 * additions) * summed + 1e-300
+        return outward(constant, constant, error)[0], state.arrived
+
+
+def _through(workspace: Workspace, index: int, c: torch.Tensor, state: _Pass) -> _Step:
+    """Pull rows over a node back to its sources; see the rules at the head of this file."""
+    node = workspace.graph.nodes[index]
+    match node:
+        case Input():
+            added = (
+                c.clamp(min=0.0) @ workspace.lows[0].unsqueeze(2)
+                + c.clamp(max=0.0) @ workspace.highs[0].unsqueeze(2)
+            ).squeeze(2)
+            size = (c.abs() @ workspace.largest(0).unsqueeze(2)).squeeze(2) if state.rounded else None
+            return _Step((), added, size, 2 * node.size + 8)
+        case Affine():
+            return _affine(workspace, index, node, c, state)
+        case Relu():
+            state.arrived[index] = c
+            through, added, size = _relu(workspace, index, node, c, state.multipliers)
+            return _Step(
+                ((node.source, through),), added, size if state.rounded else None, 2 * node.size + 16
+            )
+        case Max():
+            through, added, size = _max(workspace, node, c)
+            return _Step(
+                ((node.source, through),), added, size if state.rounded else None, 2 * node.size + 16
+            )
+        case Gate():
+            return _gated(workspace, index, node, c, state)
+
+
+def _affine(workspace: Workspace, index: int, node: Affine, c: torch.Tensor, state: _Pass) -> _Step:
+    """``C (M x + b) = (C M) x + C b``."""
+    operators = workspace.tensors.operators[index]
+    sent = tuple(
+        (source, operator.adjoint(c)) for (source, _), operator in zip(node.terms, operators, strict=True)
+    )
+    size = None
+    if state.rounded:
+        size = (c.abs() @ workspace.magnitudes[index].unsqueeze(2)).squeeze(2)
+    longest = max(node.size, *(operator.column_terms for operator in operators)) + 4
+    return _Step(sent, c @ workspace.tensors.biases[index], size, 4 * longest)
+
+
+def _gated(workspace: Workspace, index: int, node: Gate, c: torch.Tensor, state: _Pass) -> _Step:
+    """A Gate: the identity without a budget, the exact top-s sum where the input fixes it, else lambda."""
+    group = workspace.budget.group_of(index)
+    terms = 4 * node.size + 16
+    if group is None:
+        nothing = torch.zeros(c.shape[:2], dtype=c.dtype, device=c.device)
+        return _Step(((node.source, c),), nothing, nothing if state.rounded else None, terms)
+    state.arrived[index] = c
+    if workspace.settled(index):
+        added, size = _top_sum(workspace, index, node, group, c)
+        return _Step((), added, size if state.rounded else None, terms)
+    charge = group.nodes[0] not in state.charged
+    state.charged.add(group.nodes[0])
+    through, added, size = _gate(workspace, index, node, group, c, state.multipliers, charge)
+    return _Step(((node.source, through),), added, size if state.rounded else None, terms)
 
 
 def _relu(
