@@ -175,9 +175,7 @@ def lp_text(program: Program, names: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _sum(
-    name: str, coefficients: Sequence[float], columns: Sequence[int], names: Sequence[str]
-) -> list[str]:
+def _sum(name: str, coefficients: Sequence[float], columns: Sequence[int], names: Sequence[str]) -> list[str]:
     """``name: + a x - b y ...`` over several lines; a sum of nothing is 0 times the first column."""
     terms = [
         f"{'-' if value < 0 else '+'} {abs(value)!r} {names[j]}"
