@@ -26,7 +26,7 @@ from milpver.bounds._tensors import TensorGraph
 from milpver.graph import Affine, Gate, Graph, Input, Max, Relu
 from milpver.query import Budget, BudgetGroup
 
-__all__ = ["Fixed", "Workspace", "per_gate", "top_kept"]
+__all__ = ["Fixed", "SortedShares", "Workspace", "per_gate", "top_kept"]
 
 #: Elements of the largest temporary (batch x rows x entries) of the budget rule.
 _CHUNK = 1 << 24
@@ -46,6 +46,54 @@ class Fixed:
     left: Mapping[int, torch.Tensor]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class SortedShares:
+    """The shares A_g of fixed rows over gated values that one input fixes, sorted once for many masks.
+
+    Attributes:
+        values: A, for the rows and for their negation, float64 [2 rows, gates].
+        largest: max(A, 0), descending, float64 [2 rows, gates].
+        gates: which gates these are, int64 [2 rows, gates].
+        magnitude: sum of magnitudes of each row, float64 [rows].
+    """
+
+    values: torch.Tensor
+    largest: torch.Tensor
+    gates: torch.Tensor
+    magnitude: torch.Tensor
+
+    @classmethod
+    def of(cls, gate: Gate, w: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> SortedShares:
+        """Sort the shares of rows ``w``, float64 [rows, size], over values in [low, high], float64 [size]."""
+        at_low, at_high = (w * low).unsqueeze(0), (w * high).unsqueeze(0)
+        down = per_gate(torch.minimum(at_low, at_high), gate)
+        up = per_gate(-torch.maximum(at_low, at_high), gate)
+        values = torch.cat([down, up], dim=1).squeeze(0)
+        largest, gates = values.clamp(min=0.0).sort(dim=1, descending=True, stable=True)
+        return cls(values, largest, gates, torch.maximum(at_low.abs(), at_high.abs()).sum(dim=2).squeeze(0))
+
+    def kept(self, free: torch.Tensor, gone: torch.Tensor, most: int, left: torch.Tensor) -> torch.Tensor:
+        """The budget rule, as ``top_kept``, for the rows and for their negation, float64 [batch, 2 rows].
+
+        Only the first s gates that are free count, so that no more need be looked at than s and the largest
+        number of gates that are not.
+
+        Args:
+            free, gone: bool [batch, gates].
+            most: the group's s.
+            left: removals left, int64 [batch], at most s.
+        """
+        total = (~gone).to(self.values.dtype) @ self.values.T
+        closed = (~free & (left > 0).unsqueeze(1)).sum(dim=1)
+        count = min(most + int(closed.max()), self.values.shape[1])
+        places = self.gates[:, :count]
+        open_ = free[:, places.reshape(-1)].reshape(len(free), *places.shape)
+        rank = open_.to(torch.int32).cumsum(dim=2)
+        taken = open_ & (rank <= left.view(-1, 1, 1))
+        worst: torch.Tensor = total - (taken * self.largest[:, :count]).sum(dim=2)
+        return worst
+
+
 @dataclass(eq=False)
 class Workspace:
     """A batch of boxes with the bounds known so far, in the order of the nodes.
@@ -60,6 +108,8 @@ class Workspace:
         magnitudes: for Affine nodes ``|M| max|x| + |b|``, float64 [batch, size].
         known: bounds known beforehand of some nodes (a parent's), met with what is computed.
         tightened: nodes whose bounds a backward pass has improved, in order.
+        presorted: where every box is the same point: the shares of Affine nodes right behind gates that the
+            input fixes, filled in and used again; None where the boxes differ.
         hurry: asked before each expensive step, which is left out once it says True; None: never.
     """
 
@@ -73,6 +123,7 @@ class Workspace:
     magnitudes: dict[int, torch.Tensor] = field(default_factory=dict)
     known: Mapping[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     tightened: list[int] = field(default_factory=list)
+    presorted: dict[int, SortedShares] | None = None
     hurry: Callable[[], bool] | None = None
 
     @property
@@ -186,10 +237,30 @@ class Workspace:
             low, high, magnitude = low + part_low, high + part_high, magnitude + part_magnitude
             terms += 2 * operator.row_terms + 1
         if gated:
-            down, up, size = self.gated_rows(gated)
+            down, up, size = self._presorted_rows(index, gated) or self.gated_rows(gated)
             low, high, magnitude = low + down, high - up, magnitude + size
         self.magnitudes[index] = magnitude
         return outward(low, high, sum_error(magnitude, terms))
+
+    def _presorted_rows(
+        self, index: int, coefficients: Mapping[int, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+        """As ``gated_rows``, for an Affine node that reads one gate, fixed by the input; None for others."""
+        if self.presorted is None or len(coefficients) != 1:
+            return None
+        ((node, w),) = coefficients.items()
+        group = self.budget.group_of(node)
+        if group is None or not self.settled(node):
+            return None
+        gate = self.gate(node)
+        if index not in self.presorted:
+            low, high = self.lows[gate.source][0], self.highs[gate.source][0]
+            self.presorted[index] = SortedShares.of(gate, w[0], low, high)
+        shares = self.presorted[index]
+        free, gone = self.states(node)
+        both = shares.kept(free, gone, group.removable, self.removable(group))
+        rows = len(shares.magnitude)
+        return both[:, :rows], both[:, rows:], shares.magnitude.expand(self.batch, -1)
 
     def gated_rows(
         self, coefficients: Mapping[int, torch.Tensor]

@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from milpver.bounds._crown import Multipliers, arrived_coefficients, crown_bounds
+from milpver.bounds._crown import Multipliers, bound_sensitivities, crown_bounds
 from milpver.bounds._tensors import TensorGraph
-from milpver.bounds._workspace import Fixed, Workspace, per_gate
-from milpver.graph import Gate
+from milpver.bounds._workspace import Fixed, SortedShares, Workspace, per_gate
+from milpver.graph import Affine, Gate, Relu
 from milpver.linear import Float
 from milpver.query import Budget
 from milpver.solver import Stop
@@ -35,6 +35,10 @@ __all__ = ["MaskSearch", "SearchLimits", "SearchResult", "torch_threads"]
 _BATCH = 128
 #: Ascent steps on the rows: at a node, warm-started; at the root, from scratch; at the root for neurons.
 _NODE_STEPS, _ROOT_STEPS, _ROOT_NEURON_STEPS = 4, 20, 8
+#: Rounds of the gradient attack on masks at the root.
+_ATTACK_ROUNDS = 6
+#: What of a gated value's width an intermediate bound is taken to pass on, in branching scores.
+_PASSED_ON = 0.3
 
 #: Offers candidate masks (Gate node -> bool [candidates, gates]); returns the smallest margin known of each
 #: row, float64 [rows], from masks that were replayed.
@@ -216,6 +220,7 @@ class MaskSearch:
         sizes = [self._gate(node).gates for node in self._gate_nodes]
         self._starts = np.concatenate([[0], np.cumsum(sizes)]).tolist()
         self._layout: _Layout | None = None
+        self._presorted: dict[int, SortedShares] = {}
         self._group_of_gate = torch.tensor(
             [g for g, size in zip(self._groups, sizes, strict=True) for _ in range(size)],
             device=tensors.device,
@@ -227,6 +232,8 @@ class MaskSearch:
         frontier = _Frontier(limits.memory)
         root = self._root()
         first: Float = root.lower[0].cpu().numpy()
+        if self._alive(root.lower, limits).any():
+            self._attack()
         self._sort(root, frontier, closed, limits)
         stop = Stop.OPTIMAL
         while len(frontier):
@@ -283,7 +290,9 @@ class MaskSearch:
             torch.full((1, rows), -torch.inf, dtype=torch.float64, device=device),
             torch.full((1,), -1, dtype=torch.int64, device=device),
         )
-        return self._bounded(root, torch.arange(rows, device=device), _ROOT_STEPS, _ROOT_NEURON_STEPS)
+        return self._bounded(
+            root, torch.arange(rows, device=device).unsqueeze(0), _ROOT_STEPS, _ROOT_NEURON_STEPS
+        )
 
     def _children(self, parents: _Nodes, limits: SearchLimits) -> _Nodes:
         """Bound the two children of every parent: its branching gate removed, and kept."""
@@ -295,8 +304,12 @@ class MaskSearch:
         nodes.kept[count:] |= one
         spent = torch.nn.functional.one_hot(self._group_of_gate[parents.branch], nodes.left.shape[1])
         nodes.left[:count] -= spent
-        alive = torch.nonzero(self._alive(nodes.lower, limits).any(dim=0)).squeeze(1)
-        return self._bounded(nodes, alive, _NODE_STEPS, 0)
+        return self._bounded(nodes, self._worst_rows(nodes, limits), _NODE_STEPS, 0)
+
+    def _worst_rows(self, nodes: _Nodes, limits: SearchLimits) -> torch.Tensor:
+        """The rows to bound at each node, the lowest first, int64 [nodes, as many as matter at any node]."""
+        count = int(self._alive(nodes.lower, limits).sum(dim=1).max())
+        return nodes.lower.argsort(dim=1, stable=True)[:, :count]
 
     def _own(self, group: int) -> torch.Tensor:
         """The gates of a group, bool [G]."""
@@ -311,54 +324,68 @@ class MaskSearch:
         return {node: gates[:, a:b] for node, (a, b) in zip(self._gate_nodes, self._spans(), strict=True)}
 
     def _bounded(self, nodes: _Nodes, alive: torch.Tensor, steps: int, neuron_steps: int) -> _Nodes:
-        """Bound nodes on some rows, offer their worst masks, and note what their children start from."""
+        """Bound nodes on some rows, offer their worst masks, and note what their children start from.
+
+        Args:
+            nodes: with the masks, bounds and multipliers they inherit.
+            alive: the rows of each node, int64 [nodes, some].
+            steps, neuron_steps: ascent steps on the rows, and on intermediate bounds.
+        """
         self._nodes += len(nodes)
         undecided = ~nodes.gone & ~nodes.kept
         for g in range(nodes.left.shape[1]):
             # No more can go than is free: without this, lambda s would be charged for nothing.
             free = undecided[:, self._own(g)].sum(dim=1)
             nodes.left[:, g] = torch.minimum(nodes.left[:, g], free)
-        left = {group.nodes[0]: nodes.left[:, g] for g, group in enumerate(self._budget.groups)}
-        workspace = Workspace(
-            self._tensors,
-            self._budget,
-            fixed=Fixed(self._split(nodes.gone), self._split(nodes.kept), left),
-            point=True,
-        )
+        workspace = self._workspace(nodes.gone, nodes.kept, nodes.left)
+        keys = [group.nodes[0] for group in self._budget.groups]
         layout = self._layout
         start = None
         if layout is not None:
             workspace.known = layout.bounds_of(nodes.bounds)
             start = Multipliers(
-                layout.alpha_of(nodes.alpha[:, alive]),
-                {key: nodes.lam[:, alive, g] for g, key in enumerate(left)},
+                layout.alpha_of(nodes.alpha.gather(1, _wide(alive, nodes.alpha))),
+                {key: nodes.lam[:, :, g].gather(1, alive) for g, key in enumerate(keys)},
             )
         x = self._x.expand(len(nodes), -1)
-        rows = self._rows[alive].unsqueeze(0).expand(len(nodes), -1, -1)
+        rows = self._rows[alive]
         found, best = crown_bounds(workspace, x, x, rows, steps=neuron_steps, row_steps=steps, first=start)
         if layout is None:
             layout = self._layout = _Layout.of(workspace, best)
             shape = (len(nodes), len(self._rows))
             nodes.alpha = torch.zeros(*shape, layout.slopes, dtype=found.dtype, device=found.device)
-            nodes.lam = torch.zeros(*shape, len(left), dtype=found.dtype, device=found.device)
-        nodes.lower[:, alive] = torch.maximum(nodes.lower[:, alive], found)
+            nodes.lam = torch.zeros(*shape, len(keys), dtype=found.dtype, device=found.device)
+        nodes.lower = nodes.lower.scatter(1, alive, torch.maximum(nodes.lower.gather(1, alive), found))
         nodes.bounds = layout.join_bounds(workspace)
-        nodes.alpha[:, alive] = layout.join_alpha(best)
-        for g, key in enumerate(left):
+        if layout.slopes:
+            nodes.alpha = nodes.alpha.scatter(1, _wide(alive, nodes.alpha), layout.join_alpha(best))
+        for g, key in enumerate(keys):
             if key in best.lam:
-                nodes.lam[:, alive, g] = best.lam[key]
-        shares = self._shares(workspace, found, rows, best)
-        self._offer_worst(nodes, shares)
-        nodes.branch = self._branching(nodes, shares)
+                nodes.lam[:, :, g] = nodes.lam[:, :, g].scatter(1, alive, best.lam[key])
+        shares, felt = self._shares(workspace, found, rows, best)
+        self._offer_masks(self._worst_masks(nodes.gone, nodes.left, shares))
+        nodes.branch = self._branching(shares, felt)
         return nodes
+
+    def _workspace(self, gone: torch.Tensor, kept: torch.Tensor, left: torch.Tensor) -> Workspace:
+        """An empty workspace for nodes."""
+        by_group = {group.nodes[0]: left[:, g] for g, group in enumerate(self._budget.groups)}
+        return Workspace(
+            self._tensors,
+            self._budget,
+            fixed=Fixed(self._split(gone), self._split(kept), by_group),
+            point=True,
+            presorted=self._presorted,
+        )
 
     def _shares(
         self, workspace: Workspace, found: torch.Tensor, rows: torch.Tensor, best: Multipliers
-    ) -> torch.Tensor:
-        """What removing each gate takes from a node's worst row, at most, float64 [nodes, G].
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What each gate may do to a node's worst row, both float64 [nodes, G].
 
-        ``A_g = sum_{r in g} max(C_r l_r, C_r u_r)`` with the coefficients C that arrive at the gate; -inf
-        for gates that are not free.
+        First, what removing it takes away at most, ``A_g = sum_{r in g} max(C_r l_r, C_r u_r)`` with the
+        coefficients C that arrive at the gate; -inf for gates that are not free. Second, how far it moves
+        the intermediate bounds, weighted by how much the row's bound depends on them.
         """
         worst = found.argmin(dim=1)
         at = torch.arange(len(worst), device=worst.device)
@@ -366,8 +393,9 @@ class MaskSearch:
             {key: value[at, worst].unsqueeze(1) for key, value in best.alpha.items()},
             {key: value[at, worst].unsqueeze(1) for key, value in best.lam.items()},
         )
-        arrived = arrived_coefficients(workspace, rows[at, worst].unsqueeze(1), multipliers)
-        shares = []
+        arrived, felt = bound_sensitivities(workspace, rows[at, worst].unsqueeze(1), multipliers)
+        moved = self._moved(workspace, felt)
+        shares, sums = [], []
         for node in self._gate_nodes:
             gate = workspace.gate(node)
             free, _ = workspace.states(node)
@@ -378,37 +406,110 @@ class MaskSearch:
                 ends = (c * bound[gate.source].unsqueeze(1) for bound in (workspace.lows, workspace.highs))
                 share = per_gate(torch.maximum(*ends), gate).squeeze(1)
             shares.append(share.masked_fill(~free, -torch.inf))
-        return torch.cat(shares, dim=1)
+            pushed = moved.get(node)
+            sums.append(
+                torch.zeros_like(share)
+                if pushed is None
+                else per_gate((pushed * workspace.largest(gate.source)).unsqueeze(1), gate).squeeze(1)
+            )
+        return torch.cat(shares, dim=1), torch.cat(sums, dim=1)
 
-    def _branching(self, nodes: _Nodes, shares: torch.Tensor) -> torch.Tensor:
-        """The gate to branch on: the largest share in the first layer that has a positive one.
+    def _moved(self, workspace: Workspace, felt: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
+        """For each Gate node what a unit of its values does to intermediate bounds, float64 [nodes, size].
 
-        The last gated layer's masks are where the relaxation is exact or nearly so (a sum of the largest
-        shares), and what they feed is linear, so they come last.
+        The sensitivities are pulled back through |M|, through what of each Relu may be active, and a part of
+        them through gates.
         """
-        chosen = torch.full((len(nodes),), -1, dtype=torch.int64, device=shares.device)
-        value = torch.full((len(nodes),), -torch.inf, dtype=shares.dtype, device=shares.device)
+        graph = workspace.graph
+        pulled: dict[int, torch.Tensor] = {}
+
+        def send(source: int, value: torch.Tensor) -> None:
+            pulled[source] = pulled[source] + value if source in pulled else value
+
+        for index in range(len(graph.nodes) - 2, 0, -1):
+            node = graph.nodes[index]
+            if index in felt:
+                send(index, felt[index])
+            if index not in pulled:
+                continue
+            value = pulled[index]
+            if isinstance(node, Affine):
+                terms = zip(node.terms, self._tensors.operators[index], strict=True)
+                for (source, _), operator in terms:
+                    if source not in workspace.constants:
+                        send(source, operator.adjoint(value, operator.absolute))
+            elif isinstance(node, Relu):
+                send(node.source, value * (workspace.highs[node.source] > 0))
+            elif isinstance(node, Gate):
+                send(node.source, _PASSED_ON * value)
+        return pulled
+
+    def _branching(self, shares: torch.Tensor, felt: torch.Tensor) -> torch.Tensor:
+        """The gate to branch on, int64 [nodes]: in the first layer that matters, the one that moves most.
+
+        What a gate moves is its share of the row and what it does to the intermediate bounds that the row
+        depends on. The last gated layer's masks are where the relaxation is exact or nearly so (a sum of the
+        largest shares), and what they feed is linear, so they come last.
+        """
+        chosen = torch.full((len(shares),), -1, dtype=torch.int64, device=shares.device)
         best, at = shares.max(dim=1)
         fallback = torch.where(best > -torch.inf, at, chosen)
+        score = (shares + felt).masked_fill(~(shares > 0), -torch.inf)
         for node in np.argsort(self._gate_nodes):
             a, b = self._spans()[int(node)]
-            best, at = shares[:, a:b].max(dim=1)
-            take = (chosen < 0) & (best > 0)
-            chosen, value = torch.where(take, at + a, chosen), torch.where(take, best, value)
+            best, at = score[:, a:b].max(dim=1)
+            chosen = torch.where((chosen < 0) & (best > -torch.inf), at + a, chosen)
         return torch.where(chosen >= 0, chosen, fallback)
 
-    def _offer_worst(self, nodes: _Nodes, shares: torch.Tensor) -> None:
-        """Offer for each node the mask that removes the largest shares, as many as are left."""
-        masks = nodes.gone.clone()
+    def _worst_masks(self, gone: torch.Tensor, left: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+        """Masks that remove, besides what is gone, the largest positive shares of free gates, bool [n, G]."""
+        masks = gone.clone()
         for g, group in enumerate(self._budget.groups):
             worst = shares.masked_fill(~self._own(g), -torch.inf)
             top = worst.topk(min(group.removable, shares.shape[1]), dim=1)
             rank = torch.arange(top.indices.shape[1], device=shares.device)
-            take = (rank < nodes.left[:, g : g + 1]) & (top.values > 0)
+            take = (rank < left[:, g : g + 1]) & (top.values > 0)
             masks |= torch.zeros_like(masks).scatter(1, top.indices, take)
+        return masks
+
+    def _split_masks(self, masks: torch.Tensor) -> dict[int, NDArray[np.bool_]]:
+        """Distinct masks, bool [n, G], by Gate node."""
         unique = np.unique(masks.cpu().numpy(), axis=0)
-        by_node = {node: unique[:, a:b] for node, (a, b) in zip(self._gate_nodes, self._spans(), strict=True)}
-        self._upper = np.minimum(self._upper, self._offer(by_node))
+        return {node: unique[:, a:b] for node, (a, b) in zip(self._gate_nodes, self._spans(), strict=True)}
+
+    def _offer_masks(self, masks: torch.Tensor) -> None:
+        """Have masks replayed, bool [n, G]."""
+        self._upper = np.minimum(self._upper, self._offer(self._split_masks(masks)))
+
+    def _attack(self) -> None:
+        """Gradient attack on the masks, one start a row: incumbents before the first branching.
+
+        With every mask fixed the backward pass is the network's gradient, so each round takes away what the
+        gradient at the last round's mask says is best.
+        """
+        rows = self._rows.unsqueeze(1)
+        count, gates = len(rows), self._starts[-1]
+        x = self._x.expand(count, -1)
+        masks = torch.zeros(count, gates, dtype=torch.bool, device=rows.device)
+        budgets = [group.removable for group in self._budget.groups]
+        none = torch.zeros(count, len(budgets), dtype=torch.int64, device=rows.device)
+        left = torch.tensor(budgets, device=rows.device).expand(count, -1)
+        found = [masks]
+        for _ in range(_ATTACK_ROUNDS):
+            workspace = self._workspace(masks, ~masks, none)
+            for _ in workspace.graph.nodes:
+                workspace.add(x, x)
+            arrived, _ = bound_sensitivities(workspace, rows, Multipliers())
+            shares = []
+            for node in self._gate_nodes:
+                gate = workspace.gate(node)
+                c = arrived.get(node)
+                values = workspace.lows[gate.source].unsqueeze(1)
+                share = torch.zeros_like(values) if c is None else c * values
+                shares.append(per_gate(share, gate).squeeze(1))
+            masks = self._worst_masks(torch.zeros_like(masks), left, torch.cat(shares, dim=1))
+            found.append(masks)
+        self._offer_masks(torch.cat(found))
 
 
 @dataclass(frozen=True, slots=True)
@@ -453,10 +554,14 @@ class _Layout:
         """Slopes by Relu node, from [nodes, rows, A]."""
         return {index: flat[:, :, a:b] for index, a, b in self.relus}
 
-    def join_alpha(self, best: Multipliers) -> torch.Tensor | float:
-        """[nodes, rows, A] from multipliers."""
-        parts = [best.alpha[index] for index, _, _ in self.relus]
-        return torch.cat(parts, dim=2) if parts else 0.0
+    def join_alpha(self, best: Multipliers) -> torch.Tensor:
+        """[nodes, rows, A] from multipliers; there has to be a Relu."""
+        return torch.cat([best.alpha[index] for index, _, _ in self.relus], dim=2)
+
+
+def _wide(rows: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Indices [nodes, some] for gathering whole rows of [nodes, rows, entries]."""
+    return rows.unsqueeze(2).expand(-1, -1, values.shape[2])
 
 
 def _placed(sizes: Iterator[tuple[int, int]]) -> tuple[tuple[int, int, int], ...]:
