@@ -290,7 +290,7 @@ class _Search:
         with torch_threads(self.options.threads):
             result = search.run(limits)
         self.nodes += result.nodes
-        self.rounded = np.maximum(self.rounded, np.minimum(result.lower, self.upper))
+        self.rounded = np.maximum(self.rounded, result.lower)
         self.reason = [status_of(result.stop)] * len(self.reason)
         if result.stop in (Stop.INTERRUPTED, Stop.MEMORY):
             self.status = status_of(result.stop)
