@@ -206,13 +206,13 @@ def lanes(records: Sequence[Record], summary: Summary, names: Mapping[str, str])
             )
     whole = [done[key] for key in sorted(done) if len(done[key]) == len(shown)]
     times = np.array([[run[key] for run in whole] for key in shown], dtype=np.float64)
-    return Lanes(tuple(names[key] for key in shown), times.reshape(len(shown), -1), summary.limit)
+    return Lanes(tuple(names[key] for key in shown), times.reshape(len(shown), len(whole)), summary.limit)
 
 
 def figures(found: Lanes) -> tuple[Figure, ...]:
     """A cactus plot, a performance profile, and a scatter plot for each pair; none where nothing ran."""
     count, runs = found.times.shape
-    if not runs:
+    if not (count and runs):
         return ()
     many = f"{_count(runs, 'run')} of each of {_count(count, 'contender')}"
     made = [

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from milpver import __version__
 from milpver.cli.interrupts import Interrupts
+from milpver.cli.parser import parse
 from milpver.cli.progress import EVERY, FIRST_LINE
 from milpver.cli.question import prepare, read_query
 from milpver.cli.table import Column, print_table
@@ -142,15 +143,12 @@ def _plan(arguments: Namespace) -> Plan:
     radius = number("--radius", arguments.radius or "0", example="0.01")
     found = contenders(_names(arguments.solvers), _names(arguments.encodings), _names(arguments.bounds))
     first = found[0]
+    # Read as `milpver margin` reads it; flags that are not of this command keep their defaults.
+    like = vars(parse(["margin", str(arguments.model), "--data", str(arguments.data), "--budget", "0"]))
+    mine = {name: value for name, value in vars(arguments).items() if name in like and name != "bounds"}
     query = read_query(
         Namespace(
-            **{name: value for name, value in vars(arguments).items() if name != "bounds"},
-            solver=first.solver,
-            encoding=first.encoding,
-            bounds=first.bounds,
-            solver_option=[],
-            records=None,
-            save_witness=None,
+            **like | mine | {"solver": first.solver, "encoding": first.encoding, "bounds": first.bounds}
         ),
         decide=arguments.decide,
     )
