@@ -250,7 +250,7 @@ class Plan:
         Raises:
             MilpverError: the query itself makes no sense.
         """
-        facts = host()
+        shared = self.shared() | {"host": host()}
         for job in jobs:
             if should_stop():
                 return
@@ -264,13 +264,12 @@ class Plan:
             yield (
                 job,
                 record
-                | self.shared()
+                | shared
                 | {
                     "job": job.number,
                     "contender": job.contender.key,
                     "repeat": job.repeat,
                     "requested_solver": solver,
-                    "host": facts,
                 },
             )
 

@@ -320,6 +320,11 @@ def _look(k: int) -> dict[str, Any]:
     }
 
 
+def _marked(points: int) -> list[int]:
+    """Which points of a curve get a marker: about a dozen, the last one among them."""
+    return sorted(range(points - 1, -1, -max(1, points // 12)))
+
+
 def _frame(axes: Any, across: str, up: str) -> None:
     axes.set_xlabel(across, fontsize=10, color=_INK)
     axes.set_ylabel(up, fontsize=10, color=_INK)
@@ -354,7 +359,7 @@ def _cactus(axes: Any, found: Lanes) -> None:
             np.arange(1, len(solved) + 1),
             solved,
             label=f"{name} ({len(solved)})",
-            markevery=max(1, len(solved) // 12),
+            markevery=_marked(len(solved)),
             **_look(k),
         )
     axes.axhline(found.limit, color=_FAINT, linestyle=(0, (6, 3)), linewidth=1)
@@ -380,13 +385,12 @@ def _profile(axes: Any, found: Lanes) -> None:
         # From 0 % at factor 1, where it is never the fastest, to the end of the axis; markers at the steps.
         across = np.concatenate([[1.0], steps, [end]])
         up = np.concatenate([[0.0], share, [share[-1] if len(share) else 0.0]])
-        apart = max(1, len(steps) // 12)
         axes.plot(
             across,
             up,
             label=name,
             drawstyle="steps-post",
-            markevery=list(range(1, len(steps) + 1, apart)),
+            markevery=[1 + k for k in _marked(len(steps))],
             **_look(k),
         )
     axes.set_xscale("log")

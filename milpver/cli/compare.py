@@ -24,7 +24,7 @@ from milpver.cli.table import Column, print_table
 from milpver.cli.values import number, whole
 from milpver.cli.version import PACKAGES
 from milpver.compare import QUESTIONS, Contender, Plan, Record, contenders, short_names, warm_up
-from milpver.errors import DataError, QueryError, RecordError
+from milpver.errors import DataError, MilpverError, QueryError, RecordError
 from milpver.query import Budget, Options, parse_budget
 from milpver.registry import near
 from milpver.report import COLUMNS, cells, note_lines, write
@@ -84,15 +84,16 @@ def _compare(plan: Plan, file: RecordFile, folder: Path, arguments: Namespace) -
             failure = error
         records: list[Record] = [file.done[k] for k in sorted(file.done)]
         if records:
-            facts = facts_of(plan, records, arguments)
-            summary = write(
-                folder,
-                records,
-                facts,
-                _command(arguments),
-                planned=len(jobs),
-                seed=plan.options.seed,
-            )
+            # What stopped the run is what has to be said, even if it stops the report as well.
+            with contextlib.suppress(MilpverError) if failure is not None else contextlib.nullcontext():
+                summary = write(
+                    folder,
+                    records,
+                    facts_of(plan, records, arguments),
+                    _command(arguments),
+                    planned=len(jobs),
+                    seed=plan.options.seed,
+                )
     if failure is not None:
         raise failure
     missing = len(jobs) - len(records)
