@@ -65,6 +65,22 @@ DEMO_EXAMPLES = """\
 example:
   milpver demo --out /tmp/milpver-demo --count 10"""
 
+EXPORT_EXAMPLES = """\
+The objective of the program is the label's score minus the competing class's. Beside
+it, a .json file says what the columns mean.
+
+example:
+  milpver export model.onnx --data test.npz --index 5 --budget 2,1 q.mps
+  cbc q.mps solve solution q.sol
+  milpver import-solution q.mps q.sol"""
+
+IMPORT_EXAMPLES = """\
+Reads solution files of HiGHS, Gurobi, SCIP, CBC and GLPK. Checked are the program's
+rows, bounds and integers, the objective, and the margin in the real network.
+
+example:
+  milpver import-solution q.mps q.sol"""
+
 SOLVERS_EXAMPLES = """\
 example:
   milpver solvers --json"""
@@ -168,7 +184,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        command.set_defaults(module=f"milpver.cli.{name}")
+        command.set_defaults(module=f"milpver.cli.{name.replace('-', '_')}")
         flags(command)
 
     add("info", "what is in a network file, and which layers can be pruned", INFO_EXAMPLES, _info)
@@ -180,6 +196,8 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         COMPARE_EXAMPLES,
         _compare,
     )
+    add("export", "the program of one input and one competing class as a file", EXPORT_EXAMPLES, _export)
+    add("import-solution", "check a solution of an exported program", IMPORT_EXAMPLES, _import_solution)
     add("demo", "both questions on shipped handwritten digits, with a picture", DEMO_EXAMPLES, _demo)
     add("solvers", "the solvers, whether they are available, or why not", SOLVERS_EXAMPLES, _json)
     return parser, commands
@@ -315,6 +333,40 @@ def _limits(search: argparse._ArgumentGroup) -> None:
     )
 
 
+def _program(group: argparse._ArgumentGroup) -> None:
+    """What a program is made of."""
+    group.add_argument(
+        "--encoding", default="fused", metavar="NAME", help="fused, or reference: the papers' (fused)"
+    )
+    group.add_argument(
+        "--bounds",
+        default="alpha-crown",
+        metavar="NAME",
+        help="alpha-crown (the tightest), crown, budget or interval (alpha-crown)",
+    )
+
+
+def _export(parser: argparse.ArgumentParser) -> None:
+    _model_and_data(parser)
+    parser.add_argument("out", metavar="OUT", help="file to write: .mps (free format) or .lp")
+    parser.add_argument("--budget", required=True, metavar="LIST", help="see milpver margin")
+    parser.add_argument("--radius", default="0", metavar="R", help="see milpver margin (0)")
+    parser.add_argument(
+        "--target", metavar="K", help="the competing class (the one with the smallest lower bound)"
+    )
+    _data(parser)
+    _program(parser.add_argument_group("program"))
+    parser.set_defaults(solver="highs", solver_option=[], solver_log=None, cross_check=None, device="auto")
+    parser.set_defaults(timeout="60", gap="1e-6", threads="1", memory="4G", seed="0")
+    parser.set_defaults(records=None, save_witness=None, quiet=True)
+
+
+def _import_solution(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("program", metavar="PROGRAM", help="the exported file, its .json beside it")
+    parser.add_argument("solution", metavar="SOLUTION", help="what the solver wrote")
+    parser.add_argument("--model", metavar="MODEL", help="the ONNX file, where it is no longer in its place")
+
+
 def _common(parser: argparse.ArgumentParser) -> None:
     """Flags of both questions; defaults are those of ``milpver.query.Options`` (a test compares them)."""
     _data(parser)
@@ -337,15 +389,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
     search.add_argument(
         "--solver-log", metavar="DIR", help="write the solver's logs to DIR, one file a solve"
     )
-    search.add_argument(
-        "--encoding", default="fused", metavar="NAME", help="fused, or reference: the papers' (fused)"
-    )
-    search.add_argument(
-        "--bounds",
-        default="alpha-crown",
-        metavar="NAME",
-        help="alpha-crown (the tightest), crown, budget or interval (alpha-crown)",
-    )
+    _program(search)
     _limits(search)
     output = parser.add_argument_group("output")
     output.add_argument(
