@@ -46,6 +46,7 @@ def test_everything_that_was_asked_is_in_force(monkeypatch: pytest.MonkeyPatch) 
         "numerics/feastol",
         "misc/catchctrlc",
         "presolving/maxrounds",
+        "separating/maxrounds",
         "branching/scorefac",
     )
 
@@ -54,14 +55,15 @@ def test_everything_that_was_asked_is_in_force(monkeypatch: pytest.MonkeyPatch) 
         return original(model, columns, watch)
 
     monkeypatch.setattr(scip, "_outcome", spy)
-    options = {"presolving/maxrounds": "0", "branching/scorefac": "0.25"}
+    options = {"separating/maxrounds": "3", "branching/scorefac": "0.25"}
     solution = SOLVER.solve(PROGRAM, Limits(seconds=7.0, gap=0.25, threads=2, seed=5), options=options)
     assert solution.upper == pytest.approx(-2.0)
     assert 6.0 < seen["limits/time"] <= 7.0
     assert (seen["limits/gap"], seen["limits/absgap"], seen["lp/threads"]) == (0.0, 0.25, 2)
     assert (seen["randomization/randomseedshift"], seen["numerics/feastol"]) == (5, TOLERANCE)
     assert seen["misc/catchctrlc"] is False
-    assert (seen["presolving/maxrounds"], seen["branching/scorefac"]) == (0, 0.25)
+    assert (seen["presolving/maxrounds"], seen["separating/maxrounds"]) == (0, 3)
+    assert seen["branching/scorefac"] == 0.25
 
 
 @pytest.mark.parametrize("key", sorted(scip.RESERVED))
