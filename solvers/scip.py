@@ -143,9 +143,9 @@ def _settings(pyscipopt: ModuleType, limits: Limits, options: Mapping[str, str])
         "misc/catchctrlc": False,
         "numerics/feastol": TOLERANCE,
         "numerics/dualfeastol": TOLERANCE,
-        # Of 1,500 random networks with faint neurons (1e-5 to 1e-11), SCIP 10 got 29 wrong as it stands, and
-        # none without presolving; conditioned, 4 of 500 with it, none without. Its aggregation is at fault, but
-        # without that alone it hangs on small programs, or says that min x + y, x + y >= 1 over binaries is 2.
+        # Of 1,500 random networks with faint neurons (1e-5 to 1e-11), SCIP 10 got 29 wrong as it stands,
+        # none without presolving; conditioned, 4 of 500 with it, none without. Aggregation is at fault, but
+        # without that alone SCIP hangs on small programs, or says that min x + y, x + y >= 1, binary, is 2.
         "presolving/maxrounds": 0,
     }
     if not options:
