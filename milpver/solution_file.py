@@ -123,7 +123,8 @@ def _highs(lines: Sequence[str], _names: Sequence[str]) -> _Raw:
 
 def _gurobi(lines: Sequence[str], _names: Sequence[str]) -> _Raw:
     """``# Objective value = v``, then ``name value``."""
-    objective, values = None, {}
+    objective: float | None = None
+    values: dict[str, float] = {}
     for line in lines:
         if line.startswith("#"):
             found = re.match(r"# Objective value = (\S+)", line)
@@ -162,7 +163,8 @@ def _cbc(lines: Sequence[str], names: Sequence[str]) -> _Raw:
     if "infeasible" in head.lower() or "no integer solution" in head or head.startswith("Unbounded"):
         raise _UnreadableError(f"it says {head.strip()!r}")
     objective = float(head.split()[-1])
-    known, values = set(names), {}
+    known = set(names)
+    values: dict[str, float] = {}
     for line in lines[1:]:
         words = line.replace("**", " ").split()
         if not words:

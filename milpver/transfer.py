@@ -1,8 +1,8 @@
-"""Queries for other solvers: a program and what it means go out as files, a solution comes back and is checked.
+"""Queries for other solvers: a program and its meaning go out as files, a solution comes back and is checked.
 
-``export_query`` writes the program of one input and one competing class (MPS or LP) and, beside it, a JSON file
-with the query and the meaning of columns. ``import_solution`` reads both with a solution file, and believes
-nothing of the latter: feasibility, objective and the witness in the real network are computed anew.
+``export_query`` writes the program of one input and one competing class (MPS or LP) and, beside it, a JSON
+file with the query and the meaning of columns. ``import_solution`` reads both with a solution file, and
+believes nothing of the latter: feasibility, objective and the witness in the real network are computed anew.
 """
 
 from __future__ import annotations
@@ -288,11 +288,11 @@ def _meaning(path: Path) -> dict[str, Any]:
                 fix="write both with `milpver export`",
             )
     try:
-        meaning = json.loads(beside.read_text(encoding="utf-8"))
+        meaning: dict[str, Any] = json.loads(beside.read_text(encoding="utf-8"))
         known = isinstance(meaning, dict) and meaning["schema_version"] == _SCHEMA
     except (OSError, ValueError, KeyError):
         known = False
-    if not known or not _KEYS <= meaning.keys():
+    if not known or _KEYS - meaning.keys():
         raise DataError(
             f"{beside} is not what milpver {__version__} writes",
             needed="the .json file of an export",

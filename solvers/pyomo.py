@@ -2,10 +2,10 @@
 
 Two kinds. ``highs`` and ``scip``: Pyomo builds a model of Python objects and fills the solver's own with it;
 how it went is read off the solver, since Pyomo's results lack what the contract asks for (nodes, a reason for
-every stop). ``cbc`` and ``glpk``: programs of their own, which get an LP file; Pyomo gives the command line and
-reads the results, the process is ours, so that it can be stopped; bounds and nodes are read off its log.
-Pyomo's ``solve`` itself keeps global state (temporary files, captured streams), which two solves at a time or a
-progress bar do not survive.
+every stop). ``cbc`` and ``glpk``: programs of their own, which get an LP file; Pyomo gives the command line
+and reads the results, the process is ours, so that it can be stopped; bounds and nodes are read off its log.
+Pyomo's ``solve`` itself keeps global state (temporary files, captured streams), which two solves at a time or
+a progress bar do not survive.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -52,13 +52,13 @@ from milpver.solvers._common import (
     unknown_option,
 )
 
-if TYPE_CHECKING:
-    from types import ModuleType
-
 __all__ = ["SOLVER", "Pyomo", "PyomoSolver"]
 
 #: CBC and GLPK take numbers from 1e30 and about 1.8e308 on for infinite; entries below 1e-10 count as zeros.
 INFINITE, SMALLEST_ENTRY = 1e20, 1e-9
+#: Numbers in mixed-integer programs beyond this are refused for CBC and GLPK: at 1e7, CBC 2.10 cut an optimum
+#: off in the conformance suite (30 switches ``y <= 1e7 p``), whatever its tolerances.
+LARGEST = 1e6
 #: Seconds that a process may take to end after its time limit, or after it was asked to stop.
 GRACE = 1.0
 
@@ -241,7 +241,8 @@ def _idle(program: Program) -> Outcome | None:
 
 def _nearest_zero(program: Program) -> Float:
     """The point within the columns' bounds that is nearest to 0."""
-    return np.clip(0.0, program.lower, program.upper)
+    nearest: Float = np.clip(0.0, program.lower, program.upper)
+    return nearest
 
 
 @contextmanager
@@ -304,8 +305,8 @@ def _model(program: Program) -> tuple[Any, list[Any]]:
     return model, columns
 
 
-def _highs_class(watch: Watch, mixed: bool) -> Any:
-    """Pyomo's interface to HiGHS with a run of ours: no captured streams, stop conditions, its own outcome."""
+def _highs_class(watch: Watch) -> Any:
+    """Pyomo's interface to HiGHS with a run of ours: no captured streams, stops, an outcome of its own."""
     from pyomo.contrib.solver.solvers.highs import Highs  # noqa: PLC0415 - an extra
 
     highspy = native_highs._highspy()
@@ -321,8 +322,8 @@ def _highs_class(watch: Watch, mixed: bool) -> Any:
             """Where HiGHS has a column; -1 for one that stands nowhere."""
             return int(self._pyomo_var_to_solver_var_map.get(id(column), -1))
 
-        def minimise(self, settings: Mapping[str, Any]) -> Outcome | None:
-            """HiGHS's part."""
+        def minimise(self, settings: Mapping[str, Any], mixed: bool) -> Outcome | None:
+            """HiGHS's part; ``mixed``: it has integer columns."""
             solver = self._solver_model
             for key, value in settings.items():
                 if solver.setOptionValue(key, value) != highspy.HighsStatus.kOk:
@@ -364,18 +365,18 @@ class _HighsDriver(_Driver):
 
     def run(self, job: _Job) -> Outcome | None:
         highspy = native_highs._highspy()
-        mixed = bool(job.program.integer.any())
         settings = native_highs._settings(highspy, job.limits, job.options)
         model, columns = _model(job.program)
-        driver = _highs_class(job.watch, mixed)
+        driver = _highs_class(job.watch)
         try:
             with _STACK:  # it captures the streams of the whole process meanwhile
                 solver = driver.fill(model)
             at = np.array([driver.column_of(column) for column in columns])
+            mixed = bool(job.program.integer[at >= 0].any())
             if job.start is not None and mixed:
                 known = np.flatnonzero(~np.isnan(job.start) & (at >= 0))
                 solver.setSolution(len(known), at[known].astype(np.int32), job.start[known])
-            outcome = driver.minimise({**settings, "time_limit": job.watch.remaining})
+            outcome = driver.minimise({**settings, "time_limit": job.watch.remaining}, mixed)
         finally:
             highspy._core._Highs.resetGlobalScheduler(False)
         return _rearranged(outcome, at, job.program)
@@ -427,7 +428,11 @@ class _ScipDriver(_Driver):
                     model.optimizeNogil()
             finally:
                 job.stoppers.clear()
-            return native_scip._outcome(model, places, job.watch)
+            outcome = native_scip._outcome(model, places, job.watch)
+            if outcome is None or outcome.x is None:
+                return outcome
+            # Pyomo's column for the objective meets the point within a tolerance only.
+            return replace(outcome, upper=job.program.value(outcome.x))
         finally:
             model.free()
 
@@ -457,6 +462,7 @@ class _Seen:
     lower: float = -np.inf
     upper: float = np.inf
     no_point: bool = False
+    ray: bool = False
     refused: str = ""
 
 
@@ -468,7 +474,7 @@ class _Process(_Driver):
     plugin: str
     #: Whether SIGINT makes it stop and write the best point; others are killed.
     graceful: bool
-    reserved: Mapping[str, str]
+    reserved: ClassVar[Mapping[str, str]]
 
     def availability(self) -> Availability:
         path = shutil.which(self.executable)
@@ -495,6 +501,7 @@ class _Process(_Driver):
         raise NotImplementedError
 
     def check_options(self, limits: Limits, options: Mapping[str, str]) -> None:
+        del limits
         if not options:
             return
         known = {name.casefold(): name for name in self.known_options()}
@@ -513,6 +520,12 @@ class _Process(_Driver):
     def run(self, job: _Job) -> Outcome | None:
         from pyomo.environ import SolverFactory  # noqa: PLC0415 - an extra, 0.5 s
 
+        largest = _largest(job.program)
+        if largest > LARGEST:
+            message = (
+                f"the program holds {largest:.3g}, beyond the {LARGEST:g} that {self.name} is right with"
+            )
+            return Outcome(Stop.ERROR, message=f"{message}; use tighter bounds")
         seconds = job.watch.remaining
         if seconds <= 0 or job.watch.reason is not None:
             return Outcome(job.watch.reason or Stop.TIMEOUT)
@@ -527,7 +540,7 @@ class _Process(_Driver):
             if job.start is not None and job.program.integer.any():
                 self.pass_start(plugin, job, Path(folder, "start.txt"))
             command = self._command(plugin, source)
-            seen, code = self._watched(command, log, job, seconds)
+            seen, code = self._watched(command, log, job)
             if job.limits.log is not None:
                 with suppress(OSError):
                     shutil.copyfile(log, job.limits.log)
@@ -540,7 +553,7 @@ class _Process(_Driver):
             return self._outcome(plugin, seen, code, job)
 
     def _command(self, plugin: Any, source: Path) -> list[str]:
-        """The command line; files that Pyomo would make in its global stack go to the folder of the source."""
+        """The command line; files that Pyomo makes in its global stack go to the folder of the source."""
         from pyomo.common.tempfiles import TempfileManager  # noqa: PLC0415 - an extra
 
         with _STACK:
@@ -560,7 +573,7 @@ class _Process(_Driver):
     def pass_start(self, plugin: Any, job: _Job, path: Path) -> None:
         """Hand a start over where the solver takes one."""
 
-    def _watched(self, command: list[str], log: Path, job: _Job, seconds: float) -> tuple[_Seen, int]:
+    def _watched(self, command: list[str], log: Path, job: _Job) -> tuple[_Seen, int]:
         """Run the process, reading its log; the exit code is negative where it was killed."""
         buffered = shutil.which("stdbuf")  # else the log comes in blocks, and progress late
         if buffered is not None:
@@ -635,7 +648,7 @@ class _Process(_Driver):
                 Outcome(reason, lower, nodes=seen.nodes) if reason else Outcome(Stop.ERROR, message=message)
             )
         condition = str(results.solver.termination_condition)
-        if condition in {"infeasible", "unbounded", "infeasibleOrUnbounded"}:
+        if seen.ray or condition in {"infeasible", "unbounded", "infeasibleOrUnbounded"}:
             return None
         mixed = bool(job.program.integer.any())
         values = dict(results.solution(0).variable) if len(results.solution) else {}
@@ -667,7 +680,6 @@ _STOPPED = {
     "maxEvaluations": Stop.TIMEOUT,
     "maxIterations": Stop.TIMEOUT,
     "feasible": Stop.TIMEOUT,
-    "other": Stop.TIMEOUT,
 }
 
 
@@ -690,6 +702,15 @@ class _Ticker:
     def __exit__(self, *_: object) -> None:
         self._done.set()
         self._thread.join()
+
+
+def _largest(program: Program) -> float:
+    """The largest finite number in the rows and bounds of a mixed-integer program; 0 for others."""
+    if not program.integer.any():
+        return 0.0
+    parts = (program.matrix.data, program.lower, program.upper, program.row_lower, program.row_upper)
+    sizes = np.abs(np.concatenate(parts))
+    return float(sizes[np.isfinite(sizes)].max(initial=0.0))
 
 
 def _value(values: Mapping[str, Any], name: str) -> float:
@@ -761,7 +782,7 @@ class _Cbc(_Process):
 
     name, executable, package, plugin = "cbc", "cbc", "coinor-cbc", "_cbc_shell"
     graceful, uses_gap = True, True
-    reserved = {
+    reserved: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(("seconds", "sec", "timemode"), _LIMIT["time"]),
         **dict.fromkeys(("allowablegap", "ratiogap", "increment"), _LIMIT["gap"]),
         "threads": "give the number of threads as --threads",
@@ -878,7 +899,7 @@ class _Glpk(_Process):
 
     name, executable, package, plugin = "glpk", "glpsol", "glpk-utils", "_glpk_shell"
     graceful = False
-    reserved = {
+    reserved: ClassVar[Mapping[str, str]] = {
         "tmlim": _LIMIT["time"],
         "mipgap": _LIMIT["gap"],
         "memlim": "give the memory limit as --memory",
@@ -913,10 +934,12 @@ class _Glpk(_Process):
         return re.findall(r"--([a-z]+)", _output([shutil.which("glpsol") or "glpsol", "--help"]))
 
     def settings(self, limits: Limits, seconds: float) -> dict[str, object]:
+        del limits
         return {"tmlim": str(max(1, math.ceil(seconds)))} if seconds < 1e8 else {}
 
     _MIP = re.compile(
-        rf"\+ *\d+: (?:mip =|>>>>>) +(not found yet|{_NUMBER}) >= +({_NUMBER}|tree is empty|-inf) .*\((\d+); (\d+)\)"
+        rf"\+ *\d+: (?:mip =|>>>>>) +(not found yet|{_NUMBER}) >= +({_NUMBER}|tree is empty|-inf) "
+        r".*\((\d+); (\d+)\)"
     )
     _EMPTY = re.compile(r"tree is empty .*\(0; (\d+)\)")
 
@@ -929,6 +952,8 @@ class _Glpk(_Process):
             seen.nodes = max(seen.nodes, int(found[3]) + int(found[4]))
         elif found := self._EMPTY.search(line):
             seen.nodes = max(seen.nodes, int(found[1]))
+        elif "HAS UNBOUNDED" in line or "NO DUAL FEASIBLE" in line:
+            seen.ray = True
         elif line.startswith("Invalid option"):
             seen.refused = line.strip()
 

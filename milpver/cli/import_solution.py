@@ -49,4 +49,5 @@ def _verdict(checked: Checked) -> str:
     """What the witness shows; a solution file says nothing of bounds, so never robust."""
     if checked.margin <= 0 and checked.margin_float32 <= 0:
         return f"checks: vulnerable, class {checked.target} reaches class {checked.label}"
-    return f"checks: the worst margin is at most {checked.margin:.9g}; a point does not prove that it is the worst"
+    most = f"checks: the worst margin is at most {checked.margin:.9g}"
+    return f"{most}; a point does not prove that it is the worst"
