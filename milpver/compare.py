@@ -507,6 +507,7 @@ class Row:
         pairs: number of paired runs: same query, same repeat, solved by at least one of the two.
         nodes: median number of nodes of solved runs that asked the solver; None where there are none.
         version: of the solver, "" where it is not known.
+        message: what the first unavailable or withdrawn run says, "" without one.
     """
 
     contender: str
@@ -526,6 +527,7 @@ class Row:
     pairs: int
     nodes: float | None
     version: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -626,6 +628,14 @@ def _row(
         pairs=pairs,
         nodes=float(np.median([record["nodes"] for record in searched])) if searched else None,
         version=next((str(record["solver_version"]) for record in mine if record["solver_version"]), ""),
+        message=next(
+            (
+                str(record["message"])
+                for record in mine
+                if outcome[record["job"]] in ("unavailable", "withdrawn") and record["message"]
+            ),
+            "",
+        ),
     )
 
 

@@ -145,6 +145,10 @@ def note_lines(summary: Summary, names: Mapping[str, str]) -> Iterator[str]:
         if row.bounds_only:
             name = names[row.contender]
             yield f"{name}: {row.bounds_only} of {row.solved} solved by bounds, no solver asked"
+    for row in summary.rows:
+        if row.message:
+            counts = f"{row.unavailable} unavailable, {row.withdrawn} withdrawn"
+            yield f"{names[row.contender]}: {counts} of {row.runs}; the first says: {row.message}"
     for each in summary.contradictions:
         yield (
             f"WRONG: {names[each.contender]} on index {each.index}, repeat {each.repeat}: {each.claim}, but "
@@ -496,7 +500,7 @@ $figures
 <div class="wide">
 $facts
 </div>
-<p>The same command runs it again:</p>
+<p>The same command, with another folder for the report, runs it again:</p>
 <pre>$command</pre>
 <h2>How it is counted</h2>
 <ul>

@@ -63,6 +63,7 @@ def record(key: str, index: int, *, repeat: int = 0, **other: Any) -> dict[str, 
         "solver_version": "1.0",
         "requested_solver": key.split("/", maxsplit=1)[0],
         "nodes": 3,
+        "message": "",
         "host": {"cpu": "c", "cores": 1, "memory_gib": 1.0, "system": "s", "python": "3"},
     }
     return found | other

@@ -48,6 +48,7 @@ def _records(**other: Any) -> list[dict[str, Any]]:
                     "solver": key.split("/")[0],
                     "solver_version": "1",
                     "nodes": 5,
+                    "message": "",
                 }
                 | other
             )

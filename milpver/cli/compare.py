@@ -254,7 +254,7 @@ def facts_of(plan: Plan, records: Sequence[Record], arguments: Namespace) -> dic
             "decide": "yes: stopped as soon as the sign was proven" if options.decide else "no",
         }
     found |= {
-        "domain": arguments.domain or ("that of the data" if plan.domain is not None else "none"),
+        "domain": _domain(plan),
         "data options": _data_options(arguments),
         "contenders": ", ".join(each.key for each in plan.contenders) + " (solver/encoding/bounds)",
         "solvers": ", ".join(solvers),
@@ -290,6 +290,16 @@ def _installed(package: str) -> str | None:
 def _indices(plan: Plan) -> str:
     shown = str(plan.identity()["inputs"])
     return shown if len(shown) <= 200 else f"{shown[:200]}... ({len(plan.indices)} inputs)"
+
+
+def _domain(plan: Plan) -> str:
+    """The domain in words."""
+    if plan.domain is None:
+        return "none"
+    low, high = plan.domain
+    if isinstance(low, float | int) and isinstance(high, float | int):
+        return f"[{low:g}, {high:g}] for every entry of the input"
+    return "limits for each entry of the input, from the data"
 
 
 def _data_options(arguments: Namespace) -> str:

@@ -207,6 +207,7 @@ def test_the_report_says_all_that_it_takes_to_repeat_it(compared: tuple[Path, st
         "milpver compare", "--solvers highs", "--repeat 2", f"milpver</th><td>{record['milpver']}",
         record["host"]["cpu"], f"{record['host']['cores']} cores", record["host"]["system"],
         f"Python {record['host']['python']}", "numpy", record["inputs_sha256"], "1e-06 absolute",
+        "domain</th><td>[0, 1] for every entry",
     ):  # fmt: skip
         assert value in source, value
     for each in _records(folder):
@@ -378,7 +379,9 @@ def test_a_missing_solver_is_named_once_and_the_others_run(
     assert {each["status"] for each in found if each["requested_solver"] == "ghost"} == {"unavailable"}
     solved = [each for each in found if each["requested_solver"] == "highs" and each["index"] != 6]
     assert {each["status"] for each in solved} == {"optimal"}
-    assert "ghost (not run)" in (tmp_path / "out" / "report.html").read_text()
+    source = (tmp_path / "out" / "report.html").read_text()
+    assert "ghost (not run)" in source
+    assert "ghost: 3 unavailable, 0 withdrawn of 3; the first says: ghost is not installed" in source
 
 
 def test_a_distance_is_compared(asked: list[str], cli: Cli, tmp_path: Path) -> None:
