@@ -108,7 +108,7 @@ def mps_text(program: Program, names: Sequence[str]) -> str:
     rows = [f"r{row}{suffix}" for suffix, _, row, _ in sides]
     picked = program.matrix[[row for _, _, row, _ in sides]] if sides else program.matrix[:0]
     columns = sparse.csc_array(picked)
-    lines = ["NAME milpver", "ROWS", " N obj"]
+    lines = ["NAME milpver FREE", "ROWS", " N obj"]
     lines += [f" {letters[sense]} {name}" for name, (_, sense, _, _) in zip(rows, sides, strict=True)]
     lines.append("COLUMNS")
     data, indices, first = columns.data.tolist(), columns.indices.tolist(), columns.indptr.tolist()
@@ -117,14 +117,14 @@ def mps_text(program: Program, names: Sequence[str]) -> str:
         zip(names, program.objective.tolist(), program.integer.tolist(), strict=True)
     ):
         if whole != marked:
-            lines.append(f" MARKER MARKER 'MARKER' '{'INTORG' if whole else 'INTEND'}'")
+            lines.append(f" MARKER 'MARKER' '{'INTORG' if whole else 'INTEND'}'")
             marked = whole
         span = range(first[j], first[j + 1])
         if cost or not span:
             lines.append(f" {name} obj {cost!r}")
         lines += [f" {name} {rows[indices[k]]} {data[k]!r}" for k in span]
     if marked:
-        lines.append(" MARKER MARKER 'MARKER' 'INTEND'")
+        lines.append(" MARKER 'MARKER' 'INTEND'")
     lines.append("RHS")
     lines += [
         f" RHS {name} {float(right)!r}" for name, (*_, right) in zip(rows, sides, strict=True) if right != 0

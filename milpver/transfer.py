@@ -360,7 +360,8 @@ def _read_program(path: Path) -> tuple[Program, list[str]]:
     solver = highspy._core._Highs()
     solver.setOptionValue("output_flag", False)
     solver.setOptionValue("small_matrix_value", 1e-12)
-    if solver.readModel(str(path)) == highspy.HighsStatus.kError:
+    read = solver.readModel(str(path))
+    if read == highspy.HighsStatus.kError or (solver.getNumCol() and not solver.getLp().col_names_):
         raise DataError(f"{path} cannot be read", needed="a program as exported", fix="export it again")
     lp = solver.getLp()
     columns, rows = lp.num_col_, lp.num_row_

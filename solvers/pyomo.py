@@ -462,7 +462,7 @@ class _Seen:
     lower: float = -np.inf
     upper: float = np.inf
     no_point: bool = False
-    ray: bool = False
+    no_optimum: bool = False
     refused: str = ""
 
 
@@ -648,7 +648,8 @@ class _Process(_Driver):
                 Outcome(reason, lower, nodes=seen.nodes) if reason else Outcome(Stop.ERROR, message=message)
             )
         condition = str(results.solver.termination_condition)
-        if seen.ray or condition in {"infeasible", "unbounded", "infeasibleOrUnbounded"}:
+        unsettled = {"infeasible", "unbounded", "infeasibleOrUnbounded"}
+        if condition in unsettled or (seen.no_optimum and condition not in {"optimal", "feasible"}):
             return None
         mixed = bool(job.program.integer.any())
         values = dict(results.solution(0).variable) if len(results.solution) else {}
@@ -952,8 +953,8 @@ class _Glpk(_Process):
             seen.nodes = max(seen.nodes, int(found[3]) + int(found[4]))
         elif found := self._EMPTY.search(line):
             seen.nodes = max(seen.nodes, int(found[1]))
-        elif "HAS UNBOUNDED" in line or "NO DUAL FEASIBLE" in line:
-            seen.ray = True
+        elif re.search(r"HAS (UNBOUNDED|NO (DUAL |PRIMAL |INTEGER )?FEASIBLE)", line):
+            seen.no_optimum = True
         elif line.startswith("Invalid option"):
             seen.refused = line.strip()
 
