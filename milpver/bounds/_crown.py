@@ -398,12 +398,14 @@ def _relu(
     alpha = torch.where(unstable, multipliers.alpha[index], active.to(c.dtype))
     steep = torch.where(unstable, high / (high - low).clamp(min=1e-300), active.to(c.dtype))
     up, down = c.clamp(min=0.0), c.clamp(max=0.0)
-    through_down = down * steep
-    at_low = -through_down * low
-    at_high = down * high - through_down * high
-    ends = torch.where(unstable, torch.minimum(at_low, at_high), torch.zeros_like(at_low))
-    size = torch.where(unstable, (down * high).abs() + (through_down * low).abs(), torch.zeros_like(at_low))
-    return up * alpha + through_down, ends.sum(dim=2), size.detach().sum(dim=2)
+    # The constant of a chord: from the end where the line through the origin misses it most. The slope that
+    # is sent on is steep times C, rounded, which the magnitude at both ends covers.
+    zero = torch.zeros_like(low)
+    missed = torch.where(unstable, torch.maximum(-steep * low, (1 - steep) * high), zero)
+    with torch.no_grad():
+        size = -down @ torch.where(unstable, high - steep * low, zero).transpose(1, 2)
+    constant = down @ missed.transpose(1, 2)
+    return torch.addcmul(up * alpha, down, steep), constant.squeeze(2), size.squeeze(2)
 
 
 def _max(workspace: Workspace, node: Max, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -436,11 +438,34 @@ def _top_sum(
     workspace: Workspace, index: int, node: Gate, group: BudgetGroup, c: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Exact worst sum over a Gate whose values the input fixes: constant and magnitude."""
+    if node.private:
+        return _private_top_sum(workspace, index, node, group, c)
     at_low, at_high = _shares(workspace, node, c)
     free, gone = (state.unsqueeze(1) for state in workspace.states(index))
     shares = per_gate(torch.minimum(at_low, at_high), node).masked_fill(gone, 0.0)
     size = torch.maximum(at_low.abs(), at_high.abs()).detach().sum(dim=2)
     return top_kept(shares, free, group.removable, workspace.removable(group)), size
+
+
+def _private_top_sum(
+    workspace: Workspace, index: int, node: Gate, group: BudgetGroup, c: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``_top_sum`` where every entry has a gate of its own: few passes over [batch, rows, size].
+
+    The values are known up to rounding, v in [l, u]: ``sum m C v >= sum m C l - sum |C| (u - l)`` for a mask,
+    (its minimum over the masks is the exact top-s sum at l).
+    """
+    low, high = workspace.lows[node.source], workspace.highs[node.source]
+    free, gone = workspace.states(index)
+    left = workspace.removable(group)
+    present = torch.where(gone, torch.zeros_like(low), low).unsqueeze(2)
+    removable = torch.where(free, low, torch.zeros_like(low)).unsqueeze(1)
+    count = min(group.removable, node.gates)
+    worst = (c * removable).topk(count, dim=2).values.clamp(min=0.0)
+    rank = torch.arange(count, device=c.device)
+    taken = worst * (rank < left.unsqueeze(1)).unsqueeze(1)
+    size = c.abs() @ torch.stack([high - low, torch.maximum(low.abs(), high.abs())], dim=2)
+    return (c @ present).squeeze(2) - taken.sum(dim=2) - size[..., 0], size.detach()[..., 1]
 
 
 def _gate(
