@@ -31,6 +31,7 @@ __all__ = [
     "COLUMNS",
     "Figure",
     "Lanes",
+    "at_least",
     "cells",
     "draw",
     "figures",
@@ -78,10 +79,13 @@ def text(value: float | None) -> str:
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def cells(row: Row, limit: float) -> tuple[str, ...]:
-    """The cells of a row under ``COLUMNS``; ``≥`` stands where unsolved runs count as the limit."""
-    capped = row.median is not None and row.median >= limit
-    unsolved = row.solved < row.runs
+def at_least(value: float | None, unsolved: bool) -> str:
+    """A number, with ``≥`` where it rests on an unsolved run, which counts as the limit."""
+    return "≥ " * (unsolved and value is not None) + text(value)
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """The cells of a row under ``COLUMNS``; a median rests on the upper one of two middle runs."""
     interval = "–" if row.interval is None else f"{text(row.interval[0])} to {text(row.interval[1])}"
     return (
         str(row.runs),
@@ -91,8 +95,8 @@ def cells(row: Row, limit: float) -> tuple[str, ...]:
         str(row.wrong),
         str(row.withdrawn),
         str(row.unavailable),
-        "≥ " * capped + text(row.median),
-        "≥ " * (unsolved and row.mean is not None) + text(row.mean),
+        at_least(row.median, row.solved <= row.runs // 2),
+        at_least(row.mean, row.solved < row.runs),
         text(row.par2),
         text(row.speedup),
         interval,
@@ -123,7 +127,7 @@ def markdown(summary: Summary, names: Mapping[str, str]) -> str:
     """The table in Markdown, with notes."""
     head = ("contender", *COLUMNS)
     lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * len(COLUMNS)}"]
-    lines += [f"| {names[row.contender]} | {' | '.join(cells(row, summary.limit))} |" for row in summary.rows]
+    lines += [f"| {names[row.contender]} | {' | '.join(cells(row))} |" for row in summary.rows]
     return "\n".join([*lines, "", *(f"- {line}" for line in note_lines(summary, names))]) + "\n"
 
 
@@ -600,7 +604,7 @@ def _results(summary: Summary, names: Mapping[str, str]) -> str:
     for row in summary.rows:
         shown = "".join(
             f"<td{_data(value)}>{html.escape(cell)}</td>"
-            for cell, value in zip(cells(row, summary.limit), _values(row), strict=True)
+            for cell, value in zip(cells(row), _values(row), strict=True)
         )
         rows.append(f'<tr><th scope="row">{html.escape(names[row.contender])}</th>{shown}</tr>')
     return (

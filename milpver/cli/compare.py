@@ -98,7 +98,7 @@ def _compare(plan: Plan, file: RecordFile, folder: Path, arguments: Namespace) -
         raise failure
     missing = len(jobs) - len(records)
     if records:
-        rows = [(names[row.contender], *cells(row, summary.limit)) for row in summary.rows]
+        rows = [(names[row.contender], *cells(row)) for row in summary.rows]
         print_table((Column("contender", right=False, least=9), *map(Column, COLUMNS)), rows, sys.stdout)
         sys.stdout.write("\n")
         for line in note_lines(summary, names):
