@@ -158,30 +158,43 @@ def _worth_tightening(workspace: Workspace, index: int, node: Affine) -> bool:
 
 
 def _tighten(workspace: Workspace, index: int, steps: int) -> None:
-    """Replace a node's interval bounds by backward ones where its sign is open, for both directions."""
+    """Replace a node's interval bounds by backward ones where they matter, in both directions.
+
+    That is where its sign is open, and behind a Relu that a gate follows wherever it may be active.
+    """
     low, high = workspace.lows[index], workspace.highs[index]
     readers = [workspace.graph.nodes[reader] for reader in workspace.graph.consumers[index]]
-    open_ = ((low < 0) & (high > 0)).any(dim=0)
+    open_ = (low < 0) & (high > 0)
+    consumers = workspace.graph.consumers
+    relus = [reader for reader in consumers[index] if isinstance(workspace.graph.nodes[reader], Relu)]
+    if any(_ends_matter(workspace, gate) for relu in relus for gate in consumers[relu]):
+        open_ = high > 0
     if any(isinstance(reader, Max | Gate) for reader in readers):
         open_ = torch.ones_like(open_)
-    picked = torch.nonzero(open_).squeeze(1)
+    # Each box has its own open entries; boxes that have fewer get others as well, which stay as they are.
+    count = int(open_.sum(dim=1).max())
+    picked = open_.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
     size, width = low.shape[1], max(node.size for node in workspace.graph.nodes[: index + 1])
     per_row = 2 * len(low) * width
     step = max(1, _CHUNK // max(1, per_row))
-    if len(picked) * per_row > _ASCENT:
+    if count * per_row > _ASCENT:
         steps = 0
-    low, high = low.clone(), high.clone()
-    for start in range(0, len(picked), step):
+    for start in range(0, count, step):
         if workspace.hurried:
             break
-        part = picked[start : start + step]
-        unit = torch.zeros(len(part), size, dtype=low.dtype, device=low.device)
-        unit[torch.arange(len(part)), part] = 1.0
-        rows = torch.cat([unit, -unit]).unsqueeze(0).expand(len(low), -1, -1)
-        bound, _ = optimised_rows(workspace, index, rows, steps)
-        low[:, part] = torch.maximum(low[:, part], bound[:, : len(part)])
-        high[:, part] = torch.minimum(high[:, part], -bound[:, len(part) :])
+        part = picked[:, start : start + step]
+        unit = torch.zeros(*part.shape, size, dtype=low.dtype, device=low.device)
+        unit.scatter_(2, part.unsqueeze(2), 1.0)
+        bound, _ = optimised_rows(workspace, index, torch.cat([unit, -unit], dim=1), steps)
+        bound = bound.masked_fill(~open_.gather(1, part).repeat(1, 2), -torch.inf)
+        low = low.scatter(1, part, torch.maximum(low.gather(1, part), bound[:, : part.shape[1]]))
+        high = high.scatter(1, part, torch.minimum(high.gather(1, part), -bound[:, part.shape[1] :]))
     workspace.lows[index], workspace.highs[index] = low, high
+
+
+def _ends_matter(workspace: Workspace, index: int) -> bool:
+    """Whether a node is a Gate with a budget, whose chords depend on the bounds of active neurons as well."""
+    return isinstance(workspace.graph.nodes[index], Gate) and workspace.budget.group_of(index) is not None
 
 
 def optimised_rows(

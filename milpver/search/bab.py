@@ -34,7 +34,7 @@ __all__ = ["MaskSearch", "SearchLimits", "SearchResult", "torch_threads"]
 #: Parents branched together; their children are bounded together.
 _BATCH = 128
 #: Ascent steps on the rows: at a node, warm-started; at the root, from scratch; at the root for neurons.
-_NODE_STEPS, _ROOT_STEPS, _ROOT_NEURON_STEPS = 4, 20, 8
+_NODE_STEPS, _ROOT_STEPS, _ROOT_NEURON_STEPS = 3, 20, 8
 #: Rounds of the gradient attack on masks at the root.
 _ATTACK_ROUNDS = 6
 #: What of a gated value's width an intermediate bound is taken to pass on, in branching scores.
