@@ -536,8 +536,8 @@ def test_a_bounding_that_a_witness_refutes_gives_no_verdict(
     class Wrong:
         name = "wrong"
 
-        def bound(self, *arguments: Any) -> Any:
-            found = honest.bound(*arguments)
+        def bound(self, *arguments: Any, **options: Any) -> Any:
+            found = honest.bound(*arguments, **options)
             return replace(found, rows_lower=found.rows_lower + 100.0)
 
     monkeypatch.setattr(registry, "load", lambda kind, name: Wrong() if name == "wrong" else load(kind, name))
