@@ -251,8 +251,8 @@ def measure(
 def cost(plan: Plan, solver: str, encoding: str, bounds: str) -> tuple[float, float, int, int]:
     """Median milliseconds to build a program and to pass it, its rows and columns; over the plan's inputs.
 
-    Passing is a call of the backend that has a millisecond: it takes the program, starts and stops. Bounds
-    are given, the objective is one competing class's margin.
+    Passing is a call of the backend that has a millisecond: it takes the program, starts and stops (one that
+    runs as a process may stop before it starts). Bounds are given, the objective is one class's margin.
     """
     graph, backend = plan.network.graph, registry.load("solvers", solver)
     rules, bounding = registry.load("encodings", encoding), registry.load("bounds", bounds)
