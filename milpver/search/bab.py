@@ -454,7 +454,9 @@ class MaskSearch:
         chosen = torch.full((len(shares),), -1, dtype=torch.int64, device=shares.device)
         best, at = shares.max(dim=1)
         fallback = torch.where(best > -torch.inf, at, chosen)
-        score = (shares + felt).masked_fill(~(shares > 0), -torch.inf)
+        free = shares > -torch.inf
+        score = shares.clamp(min=0.0) + felt
+        score = score.masked_fill(~free | (score <= 0), -torch.inf)
         for node in np.argsort(self._gate_nodes):
             a, b = self._spans()[int(node)]
             best, at = score[:, a:b].max(dim=1)
