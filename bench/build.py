@@ -3,8 +3,8 @@
     python bench/build.py [--repeat 20]
 
 Random weights and input: sizes, not answers, are what counts here. "Handing over" is what a backend does
-before its search begins: conditioning, arrays or objects, files for CBC and GLPK. For the solvers that Pyomo drives
-the same with Pyomo in between: the difference is Pyomo's share.
+before its search begins: conditioning, arrays or objects, files for CBC and GLPK. For the solvers that
+Pyomo drives the same with Pyomo in between: the difference is Pyomo's share.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -56,7 +57,7 @@ def random_network(path: Path) -> Network:
     """A dense ReLU network with random weights."""
     rng = np.random.default_rng(0)
     nodes, initializers, current = [], [], "x"
-    for i, (a, b) in enumerate(zip(WIDTHS, WIDTHS[1:], strict=False)):
+    for i, (a, b) in enumerate(pairwise(WIDTHS)):
         last = i == len(WIDTHS) - 2
         weight, bias = rng.normal(size=(b, a)) / np.sqrt(a), 0.1 * rng.normal(size=b)
         initializers += [

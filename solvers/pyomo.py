@@ -488,8 +488,8 @@ class _Process(_Driver):
         """What it prints with its version in it."""
         raise NotImplementedError
 
-    def known_options(self) -> list[str]:
-        """Names of the options that it has, without signs in front."""
+    def known_options(self) -> dict[str, str]:
+        """The options that it has, without signs in front: shortest form that it takes -> name."""
         raise NotImplementedError
 
     def settings(self, limits: Limits, seconds: float) -> dict[str, object]:
@@ -504,11 +504,14 @@ class _Process(_Driver):
         del limits
         if not options:
             return
-        known = {name.casefold(): name for name in self.known_options()}
+        known = self.known_options()
+        full = {name.casefold(): name for name in known.values()}
+        full |= {short.casefold(): name for short, name in known.items()}
         for key, value in options.items():
-            if key.casefold() in self.reserved:
-                raise reserved_option(f"pyomo:{self.name}", key, self.reserved[key.casefold()])
-            if key.casefold() not in known:
+            name = full.get(key.casefold(), key)
+            if name.casefold() in self.reserved:
+                raise reserved_option(f"pyomo:{self.name}", key, self.reserved[name.casefold()])
+            if key.casefold() not in full:
                 raise unknown_option(f"pyomo:{self.name}", key, known.values())
             if re.search(r"[\s\"']", value) or value.startswith("-"):
                 raise QueryError(
@@ -818,10 +821,10 @@ class _Cbc(_Process):
     def _said(self, path: str) -> str:
         return _output([path, "-stop"])
 
-    def known_options(self) -> list[str]:
+    def known_options(self) -> dict[str, str]:
         said = _output([shutil.which("cbc") or "cbc"], "?\nquit\n").partition("Commands are:")[2]
-        words = [word for line in said.splitlines() if line.startswith(" ") for word in line.split() if word]
-        return [word.replace("(", "").replace(")", "") for word in words]
+        words = [word for line in said.splitlines() if line.startswith(" ") for word in line.split()]
+        return {word.partition("(")[0]: word.replace("(", "").replace(")", "") for word in words}
 
     def settings(self, limits: Limits, seconds: float) -> dict[str, object]:
         settings: dict[str, object] = {
@@ -931,8 +934,9 @@ class _Glpk(_Process):
     def _said(self, path: str) -> str:
         return _output([path, "--version"])
 
-    def known_options(self) -> list[str]:
-        return re.findall(r"--([a-z]+)", _output([shutil.which("glpsol") or "glpsol", "--help"]))
+    def known_options(self) -> dict[str, str]:
+        names = re.findall(r"--([a-z]+)", _output([shutil.which("glpsol") or "glpsol", "--help"]))
+        return {name: name for name in names}
 
     def settings(self, limits: Limits, seconds: float) -> dict[str, object]:
         del limits

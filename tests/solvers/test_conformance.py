@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -688,8 +689,6 @@ print(backend.solve(small, module.Limits()).stop)
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one child alone")
 def test_ctrl_c_comes_out_as_keyboard_interrupt_at_once(solver: Solver) -> None:
-    from pathlib import Path  # noqa: PLC0415 - only here
-
     file = Path(__file__).resolve()
     code = INTERRUPTED_SCRIPT.format(folder=str(file.parents[2]), file=str(file), name=solver.name)
     with subprocess.Popen(
@@ -859,6 +858,13 @@ def test_unknown_option_names_near_ones(solver: Solver) -> None:
         solver.solve(knapsack(items=14), Limits(), options={"presolv": "1"})
     assert "did you mean" in caught.value.fix
     assert "pres" in caught.value.fix.casefold()
+
+
+def test_a_log_goes_to_its_file(solver: Solver, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    program, log = knapsack(items=25, rows=2, seed=3), tmp_path / "solve.log"
+    assert solve(solver, program, Limits(seconds=60.0, log=log)).stop is Stop.OPTIMAL
+    assert len(log.read_text(encoding="utf-8", errors="replace").splitlines()) > 5
+    assert capfd.readouterr() == ("", "")
 
 
 def test_the_program_is_left_as_it_was(solver: Solver) -> None:
