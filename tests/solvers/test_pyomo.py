@@ -13,7 +13,7 @@ from milpver.errors import PluginError, QueryError, SolverUnavailableError
 from milpver.program import Program
 from milpver.solver import Limits, Stop
 from milpver.solvers import pyomo
-from milpver.solvers._common import Outcome, Watch
+from milpver.solvers._common import Outcome, Watch, package_availability
 from milpver.solvers.pyomo import PyomoSolver, _Cbc, _Glpk, _Seen
 
 INF = float("inf")
@@ -53,14 +53,14 @@ def test_a_missing_program_is_unavailable(name: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(shutil, "which", lambda _: None)
     state = solver.availability()
     assert not state.available
-    if pyomo.package_availability("pyomo", "Pyomo", "").available:
+    if package_availability("pyomo", "Pyomo", "").available:
         assert "is not on the PATH; fix: apt install" in state.reason
     with pytest.raises(SolverUnavailableError, match=f"solver {name}"):
         solver.solve(PROGRAM, Limits())
 
 
 def test_pyomo_itself_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = pyomo.package_availability("not_there", "Pyomo", "pip install pyomo")
+    missing = package_availability("not_there", "Pyomo", "pip install pyomo")
     monkeypatch.setattr(pyomo, "package_availability", lambda *_: missing)
     with pytest.raises(SolverUnavailableError, match="fix: pip install pyomo"):
         registry.load("solvers", "pyomo:highs").solve(PROGRAM, Limits())
