@@ -48,9 +48,8 @@ def run(arguments: Namespace) -> int:
         with RecordFile.open(folder / "results.jsonl", plan.identity(), "job") as file:
             code = _compare(plan, file, folder, arguments)
     except RecordError as error:
-        raise RecordError(
-            error.found, needed="records of this comparison, or none", fix=_ELSEWHERE
-        ) from error
+        fix = error.fix.replace("name another file with --records", _ELSEWHERE)
+        raise RecordError(error.found, needed=error.needed, fix=fix) from error
     return code
 
 
