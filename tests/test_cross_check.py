@@ -9,7 +9,6 @@ import pytest
 from scipy import sparse
 
 from milpver import registry
-from milpver import run as run_module
 from milpver.cross_check import CrossCheck, contradiction
 from milpver.distance import distances
 from milpver.errors import QueryError, SolverUnavailableError
@@ -215,7 +214,7 @@ def test_a_dispute_leaves_the_verdict_unknown(
 ) -> None:
     loaded = registry.load
     monkeypatch.setattr(
-        run_module.registry,
+        registry,
         "load",
         lambda kind, name: Shifted() if name == "shifted" else loaded(kind, name),
     )
