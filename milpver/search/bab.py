@@ -68,7 +68,7 @@ class SearchResult:
 
     Attributes:
         lower: proven lower bound of each row's minimum, float64 [rows].
-        root: the same before branching.
+        root: the same before branching; -inf where a first attack has decided the sign.
         nodes: nodes bounded.
         stop: OPTIMAL, TARGET (the sign is decided), or why the search ended before.
     """
@@ -230,10 +230,12 @@ class MaskSearch:
         """Search until every row is closed, the sign is proven, or the limits say stop."""
         closed: Float = np.full(len(self._rows), np.inf)
         frontier = _Frontier(limits.memory)
+        self._attack()
+        if limits.decide and self._upper.min() <= 0:
+            nothing: Float = np.full(len(self._rows), -np.inf)
+            return SearchResult(nothing, nothing.copy(), 0, Stop.TARGET)
         root = self._root()
         first: Float = root.lower[0].cpu().numpy()
-        if self._alive(root.lower, limits).any():
-            self._attack()
         self._sort(root, frontier, closed, limits)
         stop = Stop.OPTIMAL
         while len(frontier):

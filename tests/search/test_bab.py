@@ -312,6 +312,18 @@ def test_rows_that_cannot_win_keep_their_bracket() -> None:
     assert np.isfinite(result.lower).all()
 
 
+def test_a_first_attack_decides_without_bounds() -> None:
+    """Where a gradient step finds a mask that turns the sign, nothing is bounded, and nothing is claimed."""
+    graph = dense_graph([3, 6, 6, 3], 5, bias=False)
+    x = np.random.default_rng(5).normal(size=3)
+    lowest = int(graph.evaluate(x[None]).argmin())
+    task = Task(graph, layered(graph, [2, 2]), x, margins(3, lowest))
+    result = task.assert_decided()
+    assert result.stop is Stop.TARGET
+    assert result.nodes == 0
+    assert result.lower.tolist() == [-np.inf, -np.inf]
+
+
 @settings(max_examples=25)
 @given(st.integers(0, 10**6))
 def test_presorted_shares_give_the_same_bounds(seed: int) -> None:
