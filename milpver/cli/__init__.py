@@ -1,4 +1,4 @@
-"""The command line: ``milpver info | margin | distance | demo | solvers``.
+"""The command line: ``milpver info | margin | distance | compare | export | import-solution | ...``.
 
 Here are the things that all commands share: the exit codes, and that whatever goes wrong is said in one
 line. Each command is a module of its own and imports what it needs when it runs, so that ``--help`` answers

@@ -1,4 +1,4 @@
-"""All backends on the same 200 random queries: the same optimum to 1e-5, or the word that they did not finish.
+"""All backends on the same 200 random queries: one optimum to 1e-5, or the word that they did not finish.
 
 HiGHS answers all of them; the others, which cost more a solve, a share each. Points and balls, margins and
 distances, networks of a few neurons.
