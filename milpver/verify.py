@@ -6,7 +6,8 @@ No printing, no global state, no signal handlers; the command line stands on the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import overload
+from pathlib import Path
+from typing import TypeAlias, TypedDict, Unpack, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,7 +19,27 @@ from milpver.network import Network
 from milpver.query import Domain, Options, parse_budget
 from milpver.verdict import Verdict
 
-__all__ = ["boundary_distance", "worst_margin"]
+__all__ = ["OptionArguments", "boundary_distance", "worst_margin"]
+
+#: Labels of a batch; a single label is an int.
+Labels: TypeAlias = "Sequence[int] | NDArray[np.int64]"
+
+
+class OptionArguments(TypedDict, total=False):
+    """Keyword arguments of both questions: how to answer, as ``milpver.query.Options`` says."""
+
+    solver: str
+    encoding: str
+    bounds: str
+    timeout: float
+    gap: float
+    threads: int
+    memory: int | None
+    seed: int
+    device: str
+    solver_options: Mapping[str, str] | None
+    solver_log: Path | None
+    cross_check: tuple[str, ...]
 
 
 @overload
@@ -31,16 +52,7 @@ def worst_margin(
     radius: float = 0.0,
     domain: Domain | None = None,
     decide: bool = False,
-    solver: str = "highs",
-    encoding: str = "fused",
-    bounds: str = "alpha-crown",
-    timeout: float = 60.0,
-    gap: float = 1e-6,
-    threads: int = 1,
-    memory: int | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    solver_options: Mapping[str, str] | None = None,
+    **options: Unpack[OptionArguments],
 ) -> Verdict: ...
 
 
@@ -48,44 +60,26 @@ def worst_margin(
 def worst_margin(
     network: Network,
     x: ArrayLike,
-    label: Sequence[int] | NDArray[np.int64],
+    label: Labels,
     *,
     budget: str | Sequence[int | str] | None = None,
     radius: float = 0.0,
     domain: Domain | None = None,
     decide: bool = False,
-    solver: str = "highs",
-    encoding: str = "fused",
-    bounds: str = "alpha-crown",
-    timeout: float = 60.0,
-    gap: float = 1e-6,
-    threads: int = 1,
-    memory: int | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    solver_options: Mapping[str, str] | None = None,
+    **options: Unpack[OptionArguments],
 ) -> tuple[Verdict, ...]: ...
 
 
 def worst_margin(
     network: Network,
     x: ArrayLike,
-    label: int | Sequence[int] | NDArray[np.int64],
+    label: int | Labels,
     *,
     budget: str | Sequence[int | str] | None = None,
     radius: float = 0.0,
     domain: Domain | None = None,
     decide: bool = False,
-    solver: str = "highs",
-    encoding: str = "fused",
-    bounds: str = "alpha-crown",
-    timeout: float = 60.0,
-    gap: float = 1e-6,
-    threads: int = 1,
-    memory: int | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    solver_options: Mapping[str, str] | None = None,
+    **options: Unpack[OptionArguments],
 ) -> Verdict | tuple[Verdict, ...]:
     """Find the smallest margin over every admissible mask and every input of the ball.
 
@@ -99,8 +93,8 @@ def worst_margin(
         radius: of the L-inf ball, in the data's units.
         domain: (lower, upper) limits of the inputs, numbers or float64 arrays [inputs].
         decide: stop as soon as the sign of the margin is proven.
-        solver, encoding, bounds, timeout, gap, threads, memory, seed, device: as in ``Options``.
-        solver_options: the solver's own parameters.
+        options: solver, encoding, bounds, timeout, gap, threads, memory, seed, device, solver_options,
+            solver_log, cross_check, as in ``milpver.query.Options``.
 
     Returns:
         A verdict, or a tuple of them for a batch.
@@ -109,19 +103,6 @@ def worst_margin(
         QueryError: a budget, radius, label, domain or option that makes no sense for this network.
         PluginError: an unknown solver, encoding or bounding.
     """
-    options = Options(
-        solver=solver,
-        encoding=encoding,
-        bounds=bounds,
-        timeout=timeout,
-        gap=gap,
-        threads=threads,
-        memory=memory,
-        seed=seed,
-        device=device,
-        decide=decide,
-        solver_options=solver_options,
-    )
     inputs, labels = _batch(network, x, label)
     found = margins(
         network,
@@ -130,7 +111,7 @@ def worst_margin(
         budget=parse_budget(budget, network),
         radius=float(radius),
         domain=domain,
-        options=options,
+        options=Options(decide=decide, **options),
     )
     return tuple(found) if np.ndim(label) else next(found)
 
@@ -145,16 +126,7 @@ def boundary_distance(
     method: str = "direct",
     norm: str = "linf",
     target: int | None = None,
-    solver: str = "highs",
-    encoding: str = "fused",
-    bounds: str = "alpha-crown",
-    timeout: float = 60.0,
-    gap: float = 1e-6,
-    threads: int = 1,
-    memory: int | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    solver_options: Mapping[str, str] | None = None,
+    **options: Unpack[OptionArguments],
 ) -> Verdict: ...
 
 
@@ -162,44 +134,26 @@ def boundary_distance(
 def boundary_distance(
     network: Network,
     x: ArrayLike,
-    label: Sequence[int] | NDArray[np.int64],
+    label: Labels,
     *,
     domain: Domain | None = None,
     method: str = "direct",
     norm: str = "linf",
     target: int | None = None,
-    solver: str = "highs",
-    encoding: str = "fused",
-    bounds: str = "alpha-crown",
-    timeout: float = 60.0,
-    gap: float = 1e-6,
-    threads: int = 1,
-    memory: int | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    solver_options: Mapping[str, str] | None = None,
+    **options: Unpack[OptionArguments],
 ) -> tuple[Verdict, ...]: ...
 
 
 def boundary_distance(
     network: Network,
     x: ArrayLike,
-    label: int | Sequence[int] | NDArray[np.int64],
+    label: int | Labels,
     *,
     domain: Domain | None = None,
     method: str = "direct",
     norm: str = "linf",
     target: int | None = None,
-    solver: str = "highs",
-    encoding: str = "fused",
-    bounds: str = "alpha-crown",
-    timeout: float = 60.0,
-    gap: float = 1e-6,
-    threads: int = 1,
-    memory: int | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    solver_options: Mapping[str, str] | None = None,
+    **options: Unpack[OptionArguments],
 ) -> Verdict | tuple[Verdict, ...]:
     """Find the distance from an input to the closest one of another class (or tied with one).
 
@@ -211,8 +165,7 @@ def boundary_distance(
         method: ``direct`` minimisation, or ``bisect`` on the radius (the papers' reference).
         norm: ``linf``.
         target: only this competing class.
-        solver, encoding, bounds, timeout, gap, threads, memory, seed, device: as in ``Options``.
-        solver_options: the solver's own parameters.
+        options: as for ``worst_margin``.
 
     Returns:
         A verdict, or a tuple of them for a batch; distances are in the data's units.
@@ -221,28 +174,21 @@ def boundary_distance(
         QueryError: a label, target, domain or option that makes no sense for this network.
         PluginError: an unknown solver, encoding or bounding.
     """
-    options = Options(
-        solver=solver,
-        encoding=encoding,
-        bounds=bounds,
-        timeout=timeout,
-        gap=gap,
-        threads=threads,
-        memory=memory,
-        seed=seed,
-        device=device,
-        solver_options=solver_options,
-    )
     inputs, labels = _batch(network, x, label)
     found = distances(
-        network, inputs, labels, domain=domain, options=options, method=method, norm=norm, target=target
+        network,
+        inputs,
+        labels,
+        domain=domain,
+        options=Options(**options),
+        method=method,
+        norm=norm,
+        target=target,
     )
     return tuple(found) if np.ndim(label) else next(found)
 
 
-def _batch(
-    network: Network, x: ArrayLike, label: int | Sequence[int] | NDArray[np.int64]
-) -> tuple[NDArray[np.float32], list[int]]:
+def _batch(network: Network, x: ArrayLike, label: int | Labels) -> tuple[NDArray[np.float32], list[int]]:
     """Inputs as float32 [n, inputs] and labels as a list."""
     labels = [int(each) for each in np.atleast_1d(np.asarray(label))]
     values = np.asarray(x, dtype=np.float32)
