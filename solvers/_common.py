@@ -367,15 +367,20 @@ def too_large(program: Program, solver: str, infinite: float) -> Outcome | None:
 def trivial(program: Program) -> Outcome | None:
     """The answer where bounds alone give it, which solvers disagree on how to say; None otherwise.
 
-    Crossed bounds (by any amount: they are what was asked), rows without entries, programs without columns.
+    Crossed bounds (by any amount: they are what was asked), rows without entries, programs without columns
+    or with fixed ones alone.
     """
     crossed = (program.lower > program.upper).any() or (program.row_lower > program.row_upper).any()
     empty = np.diff(program.matrix.indptr) == 0
     if crossed or (empty & ((program.row_lower > 0) | (program.row_upper < 0))).any():
         return Outcome(Stop.INFEASIBLE, np.inf, np.inf)
-    if program.columns:
+    if not np.array_equal(program.lower, program.upper):
         return None
-    return Outcome(Stop.OPTIMAL, program.offset, program.offset, np.zeros(0))
+    x = program.lower.copy()
+    if relative_violation(program, x) > TOLERANCE:
+        return Outcome(Stop.INFEASIBLE, np.inf, np.inf)
+    value = program.value(x)
+    return Outcome(Stop.OPTIMAL, value, value, x)
 
 
 def relative_violation(program: Program, x: Float) -> float:
