@@ -202,6 +202,10 @@ class PyomoSolver:
 
     def _minimise(self, job: _Job) -> Outcome:
         """Solve, and resolve "infeasible or unbounded", which several solvers say too soon or mix up."""
+        # What was to be solved can have been emptied by ``conditioned``.
+        outcome = trivial(job.program) or _idle(job.program)
+        if outcome is not None:
+            return outcome
         with _quiet():
             outcome = self._driver.run(job)
             if outcome is not None:
@@ -372,6 +376,10 @@ class _HighsDriver(_Driver):
             with _STACK:  # it captures the streams of the whole process meanwhile
                 solver = driver.fill(model)
             at = np.array([driver.column_of(column) for column in columns])
+            if not (at >= 0).any():
+                # Rows without limits are no rows to Pyomo: nothing is asked of any column.
+                offset = job.program.offset
+                return Outcome(Stop.OPTIMAL, offset, offset, _nearest_zero(job.program))
             mixed = bool(job.program.integer[at >= 0].any())
             if job.start is not None and mixed:
                 known = np.flatnonzero(~np.isnan(job.start) & (at >= 0))

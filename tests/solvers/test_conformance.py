@@ -886,3 +886,22 @@ def test_nothing_is_printed(solver: Solver, capfd: pytest.CaptureFixture[str]) -
         solver.solve(knapsack(items=14), Limits(), options={"presolv": "1"})
     captured = capfd.readouterr()
     assert (captured.out, captured.err) == ("", "")
+
+
+# --- programs that a modelling layer empties ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("coefficient", "limit"), [(1e-30, 0.0), (1.0, INF)])
+def test_rows_that_ask_nothing_leave_an_optimum(solver: Solver, coefficient: float, limit: float) -> None:
+    """A negligible entry, or a row without limits, on columns that nothing else touches."""
+    program = Program(
+        objective=np.zeros(2),
+        offset=1.5,
+        lower=np.zeros(2),
+        upper=np.array([0.0, 1.0]),
+        integer=np.zeros(2, dtype=np.bool_),
+        matrix=sparse.csr_array(np.array([[coefficient, 0.0]])),
+        row_lower=np.array([-INF]),
+        row_upper=np.array([limit]),
+    )
+    assert_optimum(solve(solver, program), 1.5)
