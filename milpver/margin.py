@@ -117,31 +117,36 @@ def _batch(
     """One batch: bounds together, then each input by itself."""
     started = time.perf_counter()
     context = query.context
-    patience = len(inputs) * context.options.timeout / 2
     graph = context.network.graph
     x = inputs.astype(np.float64)
     predicted = graph.evaluate(x).argmax(axis=1)
     boxes = [ball(centre, query.radius, query.domain) for centre in x]
-    rows = margin_rows(tuple(labels), graph.outputs)
-    bounding = context.bounding if query.gate is None else registry.load("bounds", "budget")
-    bounds = bounding.bound(
-        graph,
-        np.stack([box.lower for box in boxes]),
-        np.stack([box.upper for box in boxes]),
-        query.budget,
-        rows,
-        context.options.device,
-        hurry=lambda: context.interrupted() or time.perf_counter() - started > patience,
-    )
+    # There is nothing to compute for an input that is misclassified already.
+    asked = [i for i, label in enumerate(labels) if label == predicted[i]]
+    bounds: Bounds | None = None
     masks: NDArray[np.bool_] | None = None
-    if query.gate is not None:
-        values = graph.trace(x)[graph.nodes[query.gate].sources[0]]
-        masks = worst_masks(graph, query.budget.groups[0], values, rows)
+    if asked:
+        patience = len(asked) * context.options.timeout / 2
+        rows = margin_rows(tuple(labels[i] for i in asked), graph.outputs)
+        bounding = context.bounding if query.gate is None else registry.load("bounds", "budget")
+        bounds = bounding.bound(
+            graph,
+            np.stack([boxes[i].lower for i in asked]),
+            np.stack([boxes[i].upper for i in asked]),
+            query.budget,
+            rows,
+            context.options.device,
+            hurry=lambda: context.interrupted() or time.perf_counter() - started > patience,
+        )
+        if query.gate is not None:
+            values = graph.trace(x[asked])[graph.nodes[query.gate].sources[0]]
+            masks = worst_masks(graph, query.budget.groups[0], values, rows)
     share = (time.perf_counter() - started) / len(inputs)
+    place = {i: position for position, i in enumerate(asked)}
     for i, box in enumerate(boxes):
         search = _Search(query, box, int(labels[i]), share, int(indices[i]))
-        if search.label == predicted[i]:
-            search.run(bounds.of(i), None if masks is None else masks[i])
+        if bounds is not None and i in place:
+            search.run(bounds.of(place[i]), None if masks is None else masks[place[i]])
         else:
             search.status = Status.MISCLASSIFIED
         yield search.verdict(inputs[i], int(indices[i]), int(predicted[i]))
