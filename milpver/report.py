@@ -8,12 +8,9 @@ its settings hold only while a figure is drawn.
 from __future__ import annotations
 
 import html
-import io
 import itertools
 import math
-import re
-import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +21,26 @@ from typing import Any
 import numpy as np
 
 from milpver.compare import RESAMPLES, TOLERANCE, Record, Row, Summary, short_names, summarise
-from milpver.errors import DataError
+from milpver.drawing import (
+    FAINT,
+    INK,
+    STYLE,
+    Figure,
+    counted,
+    draw,
+    facts_table,
+    few_ticks,
+    figure_html,
+    frame,
+    free_name,
+    items,
+    look,
+    marked,
+    plain_numbers,
+    put,
+    slug,
+    text,
+)
 from milpver.linear import Float
 
 __all__ = [
@@ -60,23 +76,7 @@ COLUMNS = (
     "nodes",
 )
 
-#: Okabe and Ito's colours, dark ones first; with markers, dashes and fill that differ without them.
-_COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f7f7f")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 3)))
-
-_INK, _FAINT = "#222222", "#b0b0b0"
-_DPI = 150
-
-
 # ---------------------------------------------------------------------------------------------- table
-
-
-def text(value: float | None) -> str:
-    """A number for people, three digits; an en dash for None."""
-    if value is None:
-        return "–"
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def at_least(value: float | None, unsolved: bool) -> str:
@@ -134,8 +134,8 @@ def markdown(summary: Summary, names: Mapping[str, str]) -> str:
 def note_lines(summary: Summary, names: Mapping[str, str]) -> Iterator[str]:
     """What the table does not say by itself."""
     yield (
-        f"{_count(summary.queries, 'query', 'queries')}, limit {text(summary.limit)} s each; an unsolved run "
-        "counts as the limit in median, mean and speed-up, and twice in PAR-2"
+        f"{counted(summary.queries, 'query', 'queries')}, limit {text(summary.limit)} s each; an unsolved "
+        "run counts as the limit in median, mean and speed-up, and twice in PAR-2"
     )
     first = summary.rows[0]
     if len(summary.rows) > 1:
@@ -144,7 +144,7 @@ def note_lines(summary: Summary, names: Mapping[str, str]) -> Iterator[str]:
             " over runs that either solved; bootstrap over queries"
         )
     if summary.misclassified:
-        yield f"{_count(summary.misclassified, 'input')} left out: the network does not give the label"
+        yield f"{counted(summary.misclassified, 'input')} left out: the network does not give the label"
     for row in summary.rows:
         if row.bounds_only:
             name = names[row.contender]
@@ -158,10 +158,6 @@ def note_lines(summary: Summary, names: Mapping[str, str]) -> Iterator[str]:
             f"WRONG: {names[each.contender]} on index {each.index}, repeat {each.repeat}: {each.claim}, but "
             f"{names[each.refuted_by]} has a replayed witness of {each.witness:.9g}"
         )
-
-
-def _count(number: int, noun: str, plural: str = "") -> str:
-    return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 # --------------------------------------------------------------------------------------------- figures
@@ -180,25 +176,6 @@ class Lanes:
     names: tuple[str, ...]
     times: Float
     limit: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Figure:
-    """A figure before it is drawn.
-
-    Attributes:
-        name: of its files, without ending.
-        title: a short line.
-        caption: what it shows and how to read it.
-        paint: draws it into axes.
-        size: inches.
-    """
-
-    name: str
-    title: str
-    caption: str
-    paint: Callable[[Any], None]
-    size: tuple[float, float]
 
 
 def lanes(records: Sequence[Record], summary: Summary, names: Mapping[str, str]) -> Lanes:
@@ -222,7 +199,7 @@ def figures(found: Lanes) -> tuple[Figure, ...]:
     count, runs = found.times.shape
     if not (count and runs):
         return ()
-    many = f"{_count(runs, 'run')} of each of {_count(count, 'contender')}"
+    many = f"{counted(runs, 'run')} of each of {counted(count, 'contender')}"
     made = [
         Figure(
             "cactus",
@@ -245,7 +222,7 @@ def figures(found: Lanes) -> tuple[Figure, ...]:
     ]
     taken: set[str] = set()
     for a, b in itertools.combinations(range(count), 2):
-        name = _free(f"scatter-{_slug(found.names[a])}-{_slug(found.names[b])}", taken)
+        name = free_name(f"scatter-{slug(found.names[a])}-{slug(found.names[b])}", taken)
         made.append(
             Figure(
                 name,
@@ -258,97 +235,6 @@ def figures(found: Lanes) -> tuple[Figure, ...]:
             )
         )
     return tuple(made)
-
-
-def draw(figure: Figure, *, kind: str, caption: bool = True) -> bytes:
-    """Draw a figure.
-
-    Args:
-        figure: what to draw.
-        kind: ``svg`` or ``png``.
-        caption: whether the caption stands below it; without, no title either.
-
-    Returns:
-        The file; the same for the same figure.
-    """
-    import matplotlib as mpl  # noqa: PLC0415  0.5 s, only to draw
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  as above
-    from matplotlib.backends.backend_svg import FigureCanvasSVG  # noqa: PLC0415  as above
-    from matplotlib.figure import Figure as Sheet  # noqa: PLC0415  as above
-
-    wide, high = figure.size
-    lines = textwrap.wrap(figure.caption, width=int(wide * 16)) if caption else []
-    room = 0.16 * len(lines) + (0.15 if lines else 0.0)
-    # The hash salt is what makes the names inside an SVG the same each time; Matplotlib takes it only so.
-    with mpl.rc_context({"svg.hashsalt": "milpver", "svg.fonttype": "path"}):
-        sheet = Sheet(figsize=(wide, high + room), dpi=_DPI, facecolor="white")
-        canvas = (FigureCanvasSVG if kind == "svg" else FigureCanvasAgg)(sheet)
-        total, top = high + room, 0.35 if caption else 0.12
-        left, bottom = 0.75, 0.5
-        axes = sheet.add_axes(
-            (left / wide, (room + bottom) / total, (wide - left - 0.2) / wide, (high - bottom - top) / total)
-        )
-        figure.paint(axes)
-        if caption:
-            axes.set_title(figure.title, fontsize=11, color=_INK)
-            sheet.text(0.15 / wide, 0.08 / total, "\n".join(lines), fontsize=8, va="bottom", color=_INK)
-        packed = io.BytesIO()
-        metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-        canvas.print_figure(packed, format=kind, dpi=_DPI, metadata=metadata)
-    return _described(packed.getvalue(), figure) if kind == "svg" else packed.getvalue()
-
-
-def _described(svg: bytes, figure: Figure) -> bytes:
-    """An SVG with title and description for screen readers, and nothing that points outside."""
-    found = svg.decode("utf-8")
-    found = re.sub(r"<!DOCTYPE.*?>\s*", "", found, flags=re.DOTALL)
-    found = re.sub(r"\s*<metadata>.*?</metadata>", "", found, flags=re.DOTALL)
-    # Several of them may stand in one page, where names have to differ.
-    found = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{figure.name}-", found)
-    words = (
-        f'<title id="{figure.name}-t">{html.escape(figure.title)}</title>'
-        f'<desc id="{figure.name}-d">{html.escape(figure.caption)}</desc>'
-    )
-    label = f' role="img" aria-labelledby="{figure.name}-t {figure.name}-d"'
-    found = re.sub(r"(<svg\b[^>]*?)>", lambda m: f"{m[1]}{label}>\n {words}", found, count=1, flags=re.DOTALL)
-    return "\n".join(line.rstrip() for line in found.splitlines()).encode("utf-8") + b"\n"
-
-
-def _look(k: int) -> dict[str, Any]:
-    """How contender k looks."""
-    colour = _COLOURS[k % len(_COLOURS)]
-    return {
-        "color": colour,
-        "marker": _MARKERS[k % len(_MARKERS)],
-        "linestyle": _DASHES[(k + k // len(_DASHES)) % len(_DASHES)],
-        "markerfacecolor": colour if k % 2 == 0 else "white",
-        "markeredgecolor": colour,
-        "markersize": 5.5,
-        "linewidth": 1.4,
-    }
-
-
-def _marked(points: int) -> list[int]:
-    """Which points of a curve get a marker: about a dozen, the last one among them."""
-    return sorted(range(points - 1, -1, -max(1, points // 12)))
-
-
-def _frame(axes: Any, across: str, up: str) -> None:
-    axes.set_xlabel(across, fontsize=10, color=_INK)
-    axes.set_ylabel(up, fontsize=10, color=_INK)
-    axes.grid(True, which="major", color="#e2e2e2", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=9, colors=_INK)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-
-
-def _plain_numbers(axis: Any) -> None:
-    """Label a logarithmic axis 0.1, 1, 10 in place of powers."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter  # noqa: PLC0415  only to draw
-
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def _span(found: Lanes) -> tuple[float, float]:
@@ -367,16 +253,16 @@ def _cactus(axes: Any, found: Lanes) -> None:
             np.arange(1, len(solved) + 1),
             solved,
             label=f"{name} ({len(solved)})",
-            markevery=_marked(len(solved)),
-            **_look(k),
+            markevery=marked(len(solved)),
+            **look(k),
         )
-    axes.axhline(found.limit, color=_FAINT, linestyle=(0, (6, 3)), linewidth=1)
+    axes.axhline(found.limit, color=FAINT, linestyle=(0, (6, 3)), linewidth=1)
     axes.set_yscale("log")
     axes.set_ylim(*_span(found))
     axes.set_xlim(0, runs * 1.04)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    _plain_numbers(axes.yaxis)
-    _frame(axes, f"runs solved (of {runs})", "time of a run [s]")
+    plain_numbers(axes.yaxis)
+    frame(axes, f"runs solved (of {runs})", "time of a run [s]")
     axes.legend(fontsize=8.5, frameon=True, framealpha=0.9, handlelength=3.2, title="contender (solved)")
 
 
@@ -398,27 +284,15 @@ def _profile(axes: Any, found: Lanes) -> None:
             up,
             label=name,
             drawstyle="steps-post",
-            markevery=[1 + k for k in _marked(len(steps))],
-            **_look(k),
+            markevery=[1 + k for k in marked(len(steps))],
+            **look(k),
         )
     axes.set_xscale("log")
     axes.set_xlim(1.0, end)
     axes.set_ylim(-2, 104)
-    _few_ticks(axes.xaxis, 1.0, end)
-    _frame(axes, "factor of the fastest contender's time [1]", "runs solved within the factor [%]")
+    few_ticks(axes.xaxis, 1.0, end)
+    frame(axes, "factor of the fastest contender's time [1]", "runs solved within the factor [%]")
     axes.legend(fontsize=8.5, frameon=True, framealpha=0.9, handlelength=3.2)
-
-
-def _few_ticks(axis: Any, low: float, high: float) -> None:
-    """Ticks at 1, 2, 5 of each decade where there are few decades, at the decades otherwise."""
-    from matplotlib.ticker import FixedLocator, NullLocator  # noqa: PLC0415  only to draw
-
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    steps = (1, 2, 5) if high / low < 300 else (1,)
-    ticks = [step * 10.0**decade for decade in decades for step in steps]
-    axis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
-    axis.set_minor_locator(NullLocator())
-    _plain_numbers(axis)
 
 
 def _scatter(axes: Any, found: Lanes, a: int, b: int) -> None:
@@ -427,12 +301,12 @@ def _scatter(axes: Any, found: Lanes, a: int, b: int) -> None:
     x, y = np.minimum(found.times[a], limit), np.minimum(found.times[b], limit)
     solved = np.isfinite(found.times[a]) & np.isfinite(found.times[b])
     ends = np.array([low, high])
-    axes.plot(ends, ends, color=_INK, linewidth=0.9)
+    axes.plot(ends, ends, color=INK, linewidth=0.9)
     for factor in (0.1, 10.0):
-        axes.plot(ends, ends * factor, color=_FAINT, linewidth=0.9, linestyle=":")
-    axes.axvline(limit, color=_FAINT, linewidth=1, linestyle=(0, (6, 3)))
-    axes.axhline(limit, color=_FAINT, linewidth=1, linestyle=(0, (6, 3)))
-    points = {"linestyle": "none", "markersize": 5.5, "markeredgecolor": _INK, "markeredgewidth": 0.9}
+        axes.plot(ends, ends * factor, color=FAINT, linewidth=0.9, linestyle=":")
+    axes.axvline(limit, color=FAINT, linewidth=1, linestyle=(0, (6, 3)))
+    axes.axhline(limit, color=FAINT, linewidth=1, linestyle=(0, (6, 3)))
+    points = {"linestyle": "none", "markersize": 5.5, "markeredgecolor": INK, "markeredgewidth": 0.9}
     axes.plot(x[solved], y[solved], marker="o", markerfacecolor="#4d4d4d", alpha=0.75, **points)
     axes.plot(x[~solved], y[~solved], marker="D", markerfacecolor="white", **points)
     axes.set_xscale("log")
@@ -441,19 +315,8 @@ def _scatter(axes: Any, found: Lanes, a: int, b: int) -> None:
     axes.set_ylim(low, high)
     axes.set_aspect("equal")
     for axis in (axes.xaxis, axes.yaxis):
-        _few_ticks(axis, low, high)
-    _frame(axes, f"time of {found.names[a]} [s]", f"time of {found.names[b]} [s]")
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "x"
-
-
-def _free(name: str, taken: set[str]) -> str:
-    """A name that is not taken: slugs may fall together."""
-    found = next(each for k in itertools.count() if (each := name + f"_{k}" * (k > 0)) not in taken)
-    taken.add(found)
-    return found
+        few_ticks(axis, low, high)
+    frame(axes, f"time of {found.names[a]} [s]", f"time of {found.names[b]} [s]")
 
 
 # ------------------------------------------------------------------------------------------- the page
@@ -466,25 +329,7 @@ _PAGE = Template("""\
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title>
 <style>
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 0 auto;
-  padding: 1rem; max-width: 62rem; }
-h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .55rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ccc; }
-thead th { border-bottom: 2px solid #222; vertical-align: bottom; }
-th:first-child, .facts td { text-align: left; }
-.facts th { text-align: left; vertical-align: top; font-weight: 600; }
-.facts td { white-space: normal; overflow-wrap: anywhere; }
-figure { margin: 1.5rem 0; } figure svg { max-width: 100%; height: auto; display: block; }
-figcaption { font-size: .9rem; max-width: 46rem; }
-.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: 1rem; }
-.wrong { border-left: .4rem solid #222; padding-left: .8rem; font-weight: 600; }
-pre { overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; background: #f4f4f4; padding: .7rem; }
-@media print { body { max-width: none; font-size: 10pt; padding: 0; } table { font-size: 7.5pt; }
-  th, td { padding: .15rem .25rem; } figure, tr { break-inside: avoid; } .wide { overflow: visible; } }
-</style>
+$style</style>
 </head>
 <body>
 <main>
@@ -558,26 +403,27 @@ def page(
     """
     done = len(records)
     what = html.escape(facts.get("model", "a network"))
-    title = f"Comparison of {_count(len(summary.rows), 'contender')} on {what}"
+    title = f"Comparison of {counted(len(summary.rows), 'contender')} on {what}"
     lead = (
-        f"{_count(summary.queries, 'query', 'queries')}, {_count(done, 'run')}"
+        f"{counted(summary.queries, 'query', 'queries')}, {counted(done, 'run')}"
         + (f" of {planned} planned: this comparison is not finished." if done < planned else ", all done.")
         + f" {html.escape(_headline(summary, names))}"
     )
     notes = list(note_lines(summary, names))
     wrong = "".join(f'<p class="wrong">{html.escape(line)}</p>' for line in notes if line.startswith("WRONG"))
-    pairs = "".join(_figure(*each) for each in drawn if each[0].name.startswith("scatter-"))
-    others = "".join(_figure(*each) for each in drawn if not each[0].name.startswith("scatter-"))
+    pairs = "".join(figure_html(*each) for each in drawn if each[0].name.startswith("scatter-"))
+    others = "".join(figure_html(*each) for each in drawn if not each[0].name.startswith("scatter-"))
     return _PAGE.substitute(
         title=title,
+        style=STYLE,
         lead=lead,
         wrong=wrong,
         table=_results(summary, names),
-        notes=_items(line for line in notes if not line.startswith("WRONG")),
+        notes=items(line for line in notes if not line.startswith("WRONG")),
         figures=(others + (f'<div class="pairs">\n{pairs}</div>' if pairs else "")) or "<p>Nothing ran.</p>",
-        facts=_facts(facts),
+        facts=facts_table(facts),
         command=html.escape(command),
-        rules=_items(_RULES),
+        rules=items(_RULES),
         queries=_queries(records, summary, names),
     )
 
@@ -592,10 +438,6 @@ def _headline(summary: Summary, names: Mapping[str, str]) -> str:
         f"Smallest PAR-2: {names[best.contender]}, {text(best.par2)} s, "
         f"{best.solved} of {best.runs} runs solved."
     )
-
-
-def _items(lines: Sequence[str] | Iterator[str]) -> str:
-    return "\n".join(f"<li>{html.escape(line)}</li>" for line in lines)
 
 
 def _results(summary: Summary, names: Mapping[str, str]) -> str:
@@ -617,23 +459,6 @@ def _results(summary: Summary, names: Mapping[str, str]) -> str:
 def _data(value: float | None) -> str:
     """A number in full, for programs that read the page."""
     return "" if value is None else f' data-value="{value!r}"'
-
-
-def _facts(facts: Mapping[str, str]) -> str:
-    rows = "\n".join(
-        f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(value)}</td></tr>'
-        for name, value in facts.items()
-    )
-    return f'<table class="facts">\n<tbody>\n{rows}\n</tbody>\n</table>'
-
-
-def _figure(figure: Figure, svg: str) -> str:
-    """A figure in the page: without the XML declaration, and without namespaces, which HTML does not need."""
-    inline = re.sub(r"<\?xml.*?\?>\s*", "", svg, flags=re.DOTALL)
-    inline = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", inline)
-    caption = html.escape(figure.caption)
-    words = f"<b>{html.escape(figure.title)}.</b> {caption}"
-    return f"<figure>\n{inline}<figcaption>{words}</figcaption>\n</figure>\n"
 
 
 def _queries(records: Sequence[Record], summary: Summary, names: Mapping[str, str]) -> str:
@@ -710,26 +535,12 @@ def write(
         if old.suffix in (".svg", ".png") and old.stem not in {figure.name for figure in made}:
             old.unlink(missing_ok=True)
     for figure in made:
-        _put(folder / f"{figure.name}.png", draw(figure, kind="png"))
-        _put(folder / f"{figure.name}.svg", draw(figure, kind="svg"))
+        put(folder / f"{figure.name}.png", draw(figure, kind="png"))
+        put(folder / f"{figure.name}.svg", draw(figure, kind="svg"))
         drawn.append((figure, draw(figure, kind="svg", caption=False).decode("utf-8")))
-    _put(folder / "table.md", markdown(summary, names).encode("utf-8"))
-    _put(
+    put(folder / "table.md", markdown(summary, names).encode("utf-8"))
+    put(
         folder / "report.html",
         page(records, summary, names, drawn, facts, command, planned).encode("utf-8"),
     )
     return summary
-
-
-def _put(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be written: {error.strerror or error}",
-            needed="a folder that can be written, with room for the report",
-            fix="free the disk or the permission, or name another folder with --report",
-        ) from error

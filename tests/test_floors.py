@@ -61,6 +61,7 @@ FLOORS = {
     "milpver.campaign": 6,
     "milpver.compare": 6,
     "milpver.demo": 6,
+    "milpver.drawing": 6,
     "milpver.picture": 6,
     "milpver.report": 6,
     "milpver.__main__": 7,
@@ -85,9 +86,14 @@ SAME_FLOOR = {
     ("milpver.margin", "milpver.run"),
     ("milpver.verify", "milpver.distance"),
     ("milpver.verify", "milpver.margin"),
+    ("milpver.campaign", "milpver.compare"),
+    ("milpver.campaign", "milpver.drawing"),
+    ("milpver.campaign", "milpver.picture"),
+    ("milpver.campaign", "milpver.report"),
     ("milpver.demo", "milpver"),
     ("milpver.demo", "milpver.picture"),
     ("milpver.report", "milpver.compare"),
+    ("milpver.report", "milpver.drawing"),
     ("milpver.__main__", "milpver.cli"),
 }
 

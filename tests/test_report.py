@@ -14,7 +14,7 @@ import pytest
 from matplotlib.figure import Figure as Sheet
 from matplotlib.image import imread
 
-from milpver import report
+from milpver import drawing
 from milpver.compare import short_names, summarise
 from milpver.errors import DataError
 from milpver.report import COLUMNS, cells, draw, figures, lanes, markdown, page, text, write
@@ -157,7 +157,7 @@ def test_the_scatter_plot_keeps_solved_and_unsolved_apart() -> None:
 
 
 def test_contenders_can_be_told_apart_without_colours() -> None:
-    looks = [report._look(k) for k in range(16)]
+    looks = [drawing.look(k) for k in range(16)]
     plain = [(look["marker"], str(look["linestyle"]), look["markerfacecolor"] == "white") for look in looks]
     assert len(set(plain)) == 16
     assert len({look["marker"] for look in looks[:8]}) == 8
@@ -237,7 +237,7 @@ def test_a_run_that_nobody_solved_and_a_single_contender_are_drawn() -> None:
 
 def test_names_that_fall_together_get_different_files() -> None:
     taken: set[str] = set()
-    assert [report._free("a", taken) for _ in range(3)] == ["a", "a_1", "a_2"]
+    assert [drawing.free_name("a", taken) for _ in range(3)] == ["a", "a_1", "a_2"]
 
 
 # ------------------------------------------------------------------------------------------- the page
