@@ -33,6 +33,8 @@ from milpver.query import Budget, ball, parse_budget
 from milpver.solver import Limits
 from milpver.solvers import gurobi, highs, pyomo, scip
 from milpver.solvers._common import Watch, conditioned, sound
+from milpver.solvers._pyomo_models import highs_class, pyomo_model, timer
+from milpver.solvers._pyomo_processes import with_a_row
 
 WIDTHS = (784, 128, 64, 32, 10)
 BUDGETS = {"one gated layer": (6, 0, 0), "three gated layers": (6, 3, 3)}
@@ -144,20 +146,20 @@ def handovers(program: Program) -> dict[str, Callable[[], object]]:
         model.free()
 
     def to_pyomo_highs() -> None:
-        model, _ = pyomo._model(easier(pyomo.SMALLEST_ENTRY))
-        pyomo._highs_class(Watch(Limits())).fill(model)
+        model, _ = pyomo_model(easier(pyomo.SMALLEST_ENTRY))
+        highs_class(Watch(Limits())).fill(model)
 
     def to_pyomo_scip() -> None:
         from pyomo.contrib.solver.solvers.scip.scip_direct import ScipDirect  # noqa: PLC0415 - an extra
 
-        model, _ = pyomo._model(easier(pyomo.SMALLEST_ENTRY))
+        model, _ = pyomo_model(easier(pyomo.SMALLEST_ENTRY))
         driver = ScipDirect()
         config = driver.config(value={}, preserve_implicit=True)
-        config.timer = pyomo._timer()
+        config.timer = timer()
         driver._create_solver_model(model, config)[0].free()
 
     def to_file() -> str:
-        return lp_text(*pyomo._with_a_row(easier(pyomo.SMALLEST_ENTRY)))
+        return lp_text(*with_a_row(easier(pyomo.SMALLEST_ENTRY)))
 
     return {
         "highs": to_highs,

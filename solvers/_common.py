@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,7 +30,9 @@ __all__ = [
     "LARGEST_NUMBER",
     "TOLERANCE",
     "Conditioned",
+    "Job",
     "Outcome",
+    "Traits",
     "Watch",
     "checked",
     "checked_start",
@@ -41,6 +43,7 @@ __all__ = [
     "relative_violation",
     "reserved_option",
     "run_watched",
+    "solved",
     "sound",
     "too_large",
     "trivial",
@@ -122,6 +125,96 @@ class Watch:
             # An infinite bound means that no node is left: the solver is about to say so itself.
             self.cancel(Stop.TARGET)
         return self._reason is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What sets a solver apart from the others where it is asked.
+
+    Attributes:
+        name: for messages.
+        infinite: size from which on it takes a number for infinite.
+        smallest: entries of the matrix of this size and below it takes for zero.
+        takes_ctrl_c: it puts a handler of its own in the way of Ctrl-C.
+    """
+
+    name: str
+    infinite: float
+    smallest: float
+    takes_ctrl_c: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """One run of a solver: what is left to do once everything that all backends share has been done.
+
+    Attributes:
+        program: conditioned, neither trivial nor too large.
+        start: for that program, NaN where unknown, or None.
+        limits, options: as asked.
+        watch: to report to; it knows the time left.
+        stoppers: thread-safe calls that make the solver stop; the backend fills the list while it runs.
+    """
+
+    program: Program
+    start: Float | None
+    limits: Limits
+    options: Mapping[str, str]
+    watch: Watch
+    stoppers: list[Callable[[], None]] = field(default_factory=list)
+
+    def feasibility(self) -> Job:
+        """The same without an objective and a start."""
+        program = self.program.with_objective(np.zeros(0, dtype=np.int64), np.zeros(0), 0.0)
+        return replace(self, program=program, start=None)
+
+    def relaxation(self) -> Job:
+        """The same without integrality."""
+        return replace(
+            self, program=replace(self.program, integer=np.zeros(self.program.columns, dtype=np.bool_))
+        )
+
+    def stop(self) -> None:
+        """Make the solver stop, if it runs."""
+        for each in tuple(self.stoppers):
+            each()
+
+
+def solved(
+    traits: Traits,
+    program: Program,
+    limits: Limits,
+    run: Callable[[Job], Outcome],
+    *,
+    start: Float | None,
+    options: Mapping[str, str] | None,
+    should_stop: Callable[[Progress], bool] | None,
+) -> Solution:
+    """Everything of ``Solver.solve`` but the solver: checks before, trivial answers, scaling, checks after.
+
+    Args:
+        traits: of the solver.
+        program, limits, start, options, should_stop: as ``Solver.solve`` gets them.
+        run: the solver; called in a thread of its own, with the options not yet looked at.
+
+    Raises:
+        ValueError: the program holds NaN or a misplaced infinity, or the start has a wrong length.
+        KeyboardInterrupt: Ctrl-C; and whatever ``run`` and ``should_stop`` raise.
+    """
+    program = sound(program)
+    start = checked_start(program, start)
+    watch = Watch(limits)
+    outcome = trivial(program) or too_large(program, traits.name, traits.infinite)
+    if outcome is None:
+        easier = conditioned(program, traits.smallest)
+        job = Job(easier.program, easier.start(start), limits, options or {}, watch)
+        found = run_watched(
+            lambda: run(job), watch, limits, should_stop, job.stop, takes_ctrl_c=traits.takes_ctrl_c
+        )
+        if traits.takes_ctrl_c and found.stop is Stop.INTERRUPTED and watch.reason is None:
+            raise KeyboardInterrupt  # it came while the solver's own handler was in place
+        outcome = easier.back(found)
+    return checked(program, limits, outcome, start, watch.seconds)
 
 
 def run_watched(

@@ -19,18 +19,14 @@ from milpver.program import Program
 from milpver.solver import Availability, Limits, Progress, Solution, Stop
 from milpver.solvers._common import (
     TOLERANCE,
+    Job,
     Outcome,
+    Traits,
     Watch,
-    checked,
-    checked_start,
-    conditioned,
     converted_option,
     package_availability,
     reserved_option,
-    run_watched,
-    sound,
-    too_large,
-    trivial,
+    solved,
     unknown_option,
 )
 
@@ -45,6 +41,7 @@ FINE_TOLERANCE = 1e-9
 SMALLEST_ENTRY = 1e-13
 #: Gurobi takes numbers of this size for infinite.
 INFINITE = 1e20
+TRAITS = Traits("Gurobi", INFINITE, SMALLEST_ENTRY, takes_ctrl_c=True)
 #: What the licence in the pip package allows, columns and rows each.
 FREE_SIZE = 2000
 
@@ -103,43 +100,27 @@ class Gurobi:
             QueryError: an unknown parameter, a value that Gurobi does not take, one that ``limits`` sets.
             ValueError: the program holds NaN or a misplaced infinity, or the start has a wrong length.
         """
-        program = sound(program)
-        start = checked_start(program, start)
-        watch = Watch(limits)
         gurobipy = _gurobipy()
-        running: list[Any] = []
+        try:
+            with gurobipy.Env(empty=True) as environment:
+                # Before the start, which would print the licence otherwise.
+                environment.setParam("OutputFlag", 0)
+                environment.start()
+                settings = _settings(gurobipy, environment, limits, options or {})
 
-        def work() -> Outcome:
-            try:
-                with gurobipy.Env(empty=True) as environment:
-                    # Before the start, which would print the licence otherwise.
-                    environment.setParam("OutputFlag", 0)
-                    environment.start()
-                    settings = _settings(gurobipy, environment, limits, options or {})
-                    known = trivial(program) or too_large(program, "Gurobi", INFINITE)
-                    if known is not None:
-                        return known
-                    easier = conditioned(program, SMALLEST_ENTRY)
+                def run(job: Job) -> Outcome:
                     with gurobipy.Model(env=environment) as model:
-                        running.append(model)
+                        job.stoppers.append(model.terminate)
                         try:
-                            first = easier.start(start)
-                            return easier.back(
-                                _minimise(gurobipy, model, easier.program, settings, first, watch)
-                            )
+                            return _minimise(gurobipy, model, settings, job)
                         finally:
-                            running.clear()
-            except gurobipy.GurobiError as error:
-                raise _licence_error(error, program) or error from None
+                            job.stoppers.clear()
 
-        def interrupt() -> None:
-            for model in tuple(running):
-                model.terminate()
-
-        outcome = run_watched(work, watch, limits, should_stop, interrupt, takes_ctrl_c=True)
-        if outcome.stop is Stop.INTERRUPTED and watch.reason is None:
-            raise KeyboardInterrupt  # it came while Gurobi's own handler was in place
-        return checked(program, limits, outcome, start, watch.seconds)
+                return solved(
+                    TRAITS, program, limits, run, start=start, options=options, should_stop=should_stop
+                )
+        except gurobipy.GurobiError as error:
+            raise _licence_error(error, program) or error from None
 
 
 def _gurobipy() -> ModuleType:
@@ -215,21 +196,15 @@ def _settings(
     return settings
 
 
-def _minimise(
-    gurobipy: ModuleType,
-    model: Any,
-    program: Program,
-    settings: Mapping[str, Any],
-    start: Float | None,
-    watch: Watch,
-) -> Outcome:
+def _minimise(gurobipy: ModuleType, model: Any, settings: Mapping[str, Any], job: Job) -> Outcome:
     """Build, run, and resolve what Gurobi leaves open: "infeasible or unbounded", a ray without a point."""
+    program, watch = job.program, job.watch
     for name, value in settings.items():
         model.setParam(name, value)
     columns = _build(gurobipy, model, program)
     mixed = bool(program.integer.any())
-    if start is not None and mixed:
-        columns.Start = np.where(np.isnan(start), gurobipy.GRB.UNDEFINED, start)
+    if job.start is not None and mixed:
+        columns.Start = np.where(np.isnan(job.start), gurobipy.GRB.UNDEFINED, job.start)
 
     def callback(_model: Any, where: int) -> None:
         codes = gurobipy.GRB.Callback

@@ -18,19 +18,15 @@ from milpver.program import Program
 from milpver.solver import Availability, Limits, Progress, Solution, Stop
 from milpver.solvers._common import (
     TOLERANCE,
+    Job,
     Outcome,
+    Traits,
     Watch,
-    checked,
-    checked_start,
-    conditioned,
     converted_option,
     package_availability,
     parse_bool,
     reserved_option,
-    run_watched,
-    sound,
-    too_large,
-    trivial,
+    solved,
     unknown_option,
 )
 
@@ -46,6 +42,7 @@ LP_TOLERANCE = 1e-9
 SMALLEST_ENTRY = 1e-9
 #: HiGHS takes bounds and costs of 1e20 and above for infinite, and refuses entries of 1e15 and above.
 INFINITE = 1e15
+TRAITS = Traits("HiGHS", INFINITE, SMALLEST_ENTRY)
 #: Bit of presolve_rule_off that switches probing off. It draws wrong conclusions from the rounding that the
 #: aggregator leaves: of 2,500 random networks with faint neurons (1e-5 to 1e-11) 4 got wrong optima with it,
 #: none without, in the same time; ``conditioned`` alone leaves 5, the default tolerances 3 to 6.
@@ -108,20 +105,17 @@ class Highs:
             QueryError: an unknown option, a value that HiGHS does not take, one that ``limits`` sets.
             ValueError: the program holds NaN or a misplaced infinity, or the start has a wrong length.
         """
-        program = sound(program)
-        start = checked_start(program, start)
-        watch = Watch(limits)
         highspy = _highspy()
         settings = _settings(highspy, limits, options or {})
-        outcome = trivial(program) or too_large(program, "HiGHS", INFINITE)
-        if outcome is None:
-            easier = conditioned(program, SMALLEST_ENTRY)
-            first = easier.start(start)
-            outcome = run_watched(
-                lambda: _minimise(highspy, easier.program, settings, first, watch), watch, limits, should_stop
-            )
-            outcome = easier.back(outcome)
-        return checked(program, limits, outcome, start, watch.seconds)
+        return solved(
+            TRAITS,
+            program,
+            limits,
+            lambda job: _minimise(highspy, settings, job),
+            start=start,
+            options=options,
+            should_stop=should_stop,
+        )
 
 
 def _highspy() -> ModuleType:
@@ -188,21 +182,18 @@ def _new(highspy: ModuleType, settings: Mapping[str, Any]) -> Any:
     return solver
 
 
-def _minimise(
-    highspy: ModuleType, program: Program, settings: Mapping[str, Any], start: Float | None, watch: Watch
-) -> Outcome:
+def _minimise(highspy: ModuleType, settings: Mapping[str, Any], job: Job) -> Outcome:
     """Solve in this thread, which has to be a fresh one, and resolve "infeasible or unbounded"."""
     try:
-        outcome = _run(highspy, program, settings, start, watch)
+        outcome = _run(highspy, settings, job)
         if outcome is not None:
             return outcome
-        outcome = _run(highspy, program, {**settings, "presolve": "off"}, start, watch)
+        outcome = _run(highspy, {**settings, "presolve": "off"}, job)
         if outcome is not None:
             return outcome
         # Unbounded is said of the relaxation; with a feasible point it holds for the program as well
         # (Meyer 1974, rational data). So what is left to find is whether there is one.
-        feasible = program.with_objective(np.zeros(0, dtype=np.int64), np.zeros(0), 0.0)
-        outcome = _run(highspy, feasible, settings, None, watch)
+        outcome = _run(highspy, settings, job.feasibility())
         if outcome is not None and outcome.stop is Stop.OPTIMAL:
             return Outcome(Stop.UNBOUNDED, nodes=outcome.nodes)
         return outcome or Outcome(Stop.ERROR, message="HiGHS: infeasible or unbounded, it does not say which")
@@ -211,16 +202,22 @@ def _minimise(
         highspy._core._Highs.resetGlobalScheduler(False)
 
 
-def _run(
-    highspy: ModuleType, program: Program, settings: Mapping[str, Any], start: Float | None, watch: Watch
-) -> Outcome | None:
+def _run(highspy: ModuleType, settings: Mapping[str, Any], job: Job) -> Outcome | None:
     """One run of HiGHS; None where it says "infeasible or unbounded"."""
+    program, watch = job.program, job.watch
     solver = _new(highspy, {**settings, "time_limit": watch.remaining})
     if _pass(solver, program) == highspy.HighsStatus.kError:
         return Outcome(Stop.ERROR, message="HiGHS does not take the program")
     mixed = bool(program.integer.any())
-    if start is not None and mixed:
-        _pass_start(solver, start)
+    if job.start is not None and mixed:
+        _pass_start(solver, job.start)
+    _report_to(highspy, solver, mixed, watch)
+    solver.run()
+    return _outcome(highspy, solver, mixed, watch)
+
+
+def _report_to(highspy: ModuleType, solver: Any, mixed: bool, watch: Watch) -> None:
+    """Have a HiGHS instance report and stop; ``mixed``: it has integer columns."""
 
     def callback(_kind: int, _text: str, data: Any, answer: Any, _user: object) -> None:
         if mixed:
@@ -230,12 +227,11 @@ def _run(
         if stop:
             answer.user_interrupt = True
 
+    plain = highspy._core._Highs  # highspy's modelling layer has methods of the same names
     kinds = highspy.cb.HighsCallbackType
-    solver.setCallback(callback, None)
+    plain.setCallback(solver, callback, None)
     for kind in (kinds.kCallbackMipInterrupt, kinds.kCallbackSimplexInterrupt, kinds.kCallbackIpmInterrupt):
-        solver.startCallback(kind)
-    solver.run()
-    return _outcome(highspy, solver, mixed, watch)
+        plain.startCallback(solver, kind)
 
 
 def _pass(solver: Any, program: Program) -> Any:

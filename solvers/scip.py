@@ -8,7 +8,6 @@ SCIP searches with one thread; ``Limits.threads`` is for its LP solver.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,19 +18,15 @@ from milpver.program import Program
 from milpver.solver import Availability, Limits, Progress, Solution, Stop
 from milpver.solvers._common import (
     TOLERANCE,
+    Job,
     Outcome,
+    Traits,
     Watch,
-    checked,
-    checked_start,
-    conditioned,
     converted_option,
     package_availability,
     parse_bool,
     reserved_option,
-    run_watched,
-    sound,
-    too_large,
-    trivial,
+    solved,
     unknown_option,
 )
 
@@ -44,6 +39,7 @@ __all__ = ["SOLVER", "Scip"]
 INFINITE = 1e20
 #: SCIP takes entries of this size for zero (numerics/epsilon).
 SMALLEST_ENTRY = 1e-9
+TRAITS = Traits("SCIP", INFINITE, SMALLEST_ENTRY)
 
 #: Parameters that the contract sets itself, and where to say the same.
 RESERVED = {
@@ -97,30 +93,17 @@ class Scip:
             QueryError: an unknown parameter, a value that SCIP does not take, one that ``limits`` sets.
             ValueError: the program holds NaN or a misplaced infinity, or the start has a wrong length.
         """
-        program = sound(program)
-        start = checked_start(program, start)
-        watch = Watch(limits)
         pyscipopt = _pyscipopt()
         settings = _settings(pyscipopt, limits, options or {})
-        outcome = trivial(program) or too_large(program, "SCIP", INFINITE)
-        if outcome is None:
-            easier = conditioned(program, SMALLEST_ENTRY)
-            first = easier.start(start)
-            running: list[Any] = []
-
-            def interrupt() -> None:
-                for model in tuple(running):
-                    model.interruptSolve()
-
-            outcome = run_watched(
-                lambda: _minimise(pyscipopt, easier.program, settings, first, watch, running, limits.log),
-                watch,
-                limits,
-                should_stop,
-                interrupt,
-            )
-            outcome = easier.back(outcome)
-        return checked(program, limits, outcome, start, watch.seconds)
+        return solved(
+            TRAITS,
+            program,
+            limits,
+            lambda job: _minimise(pyscipopt, settings, job),
+            start=start,
+            options=options,
+            should_stop=should_stop,
+        )
 
 
 def _pyscipopt() -> ModuleType:
@@ -177,21 +160,12 @@ def _model(pyscipopt: ModuleType) -> Any:
     return model
 
 
-def _minimise(
-    pyscipopt: ModuleType,
-    program: Program,
-    settings: Mapping[str, Any],
-    start: Float | None,
-    watch: Watch,
-    running: list[Any],
-    log: Path | None = None,
-) -> Outcome:
+def _minimise(pyscipopt: ModuleType, settings: Mapping[str, Any], job: Job) -> Outcome:
     """Solve, and resolve what SCIP leaves open: "infeasible or unbounded", a ray without a point."""
-    outcome = _run(pyscipopt, program, settings, start, watch, running, log)
+    outcome = _run(pyscipopt, settings, job)
     if outcome is not None:
         return outcome
-    feasible = program.with_objective(np.zeros(0, dtype=np.int64), np.zeros(0), 0.0)
-    outcome = _run(pyscipopt, feasible, settings, None, watch, running, log)
+    outcome = _run(pyscipopt, settings, job.feasibility())
     if outcome is None:
         return Outcome(Stop.ERROR, message="SCIP: infeasible or unbounded, it does not say which")
     if outcome.stop is not Stop.OPTIMAL:
@@ -200,34 +174,33 @@ def _minimise(
     return Outcome(Stop.UNBOUNDED, nodes=outcome.nodes)
 
 
-def _run(
-    pyscipopt: ModuleType,
-    program: Program,
-    settings: Mapping[str, Any],
-    start: Float | None,
-    watch: Watch,
-    running: list[Any],
-    log: Path | None = None,
-) -> Outcome | None:
+def _run(pyscipopt: ModuleType, settings: Mapping[str, Any], job: Job) -> Outcome | None:
     """One run of SCIP; None where it says "unbounded" or "infeasible or unbounded"."""
     model = _model(pyscipopt)
     try:
-        model.setParams({**settings, "limits/time": min(watch.remaining, INFINITE)})
-        if log is not None:
-            model.setLogfile(str(log))
-        columns = _build(model, program)
-        if start is not None:
-            _pass_start(model, columns, start)
-        model.includeEventhdlr(_handler(pyscipopt, watch), "milpver", "asks whether to stop")
-        running.append(model)
-        try:
-            if watch.reason is None:
-                model.optimizeNogil()
-        finally:
-            running.remove(model)
-        return _outcome(model, columns, watch)
+        columns = _build(model, job.program)
+        return _search(pyscipopt, model, columns, settings, job)
     finally:
         model.free()
+
+
+def _search(
+    pyscipopt: ModuleType, model: Any, columns: list[Any], settings: Mapping[str, Any], job: Job
+) -> Outcome | None:
+    """Run a model that holds the program, under all settings; ``columns``: its variables in order."""
+    model.setParams({**settings, "limits/time": min(job.watch.remaining, INFINITE)})
+    if job.limits.log is not None:
+        model.setLogfile(str(job.limits.log))
+    if job.start is not None:
+        _pass_start(model, columns, job.start)
+    model.includeEventhdlr(_handler(pyscipopt, job.watch), "milpver", "asks whether to stop")
+    job.stoppers.append(model.interruptSolve)
+    try:
+        if job.watch.reason is None:
+            model.optimizeNogil()
+    finally:
+        job.stoppers.clear()
+    return _outcome(model, columns, job.watch)
 
 
 def _build(model: Any, program: Program) -> list[Any]:
@@ -260,7 +233,8 @@ def _build(model: Any, program: Program) -> list[Any]:
 def _pass_start(model: Any, columns: list[Any], start: Float) -> None:
     """Hand a start over; SCIP completes a partial one and rejects an infeasible one, which is harmless."""
     known = ~np.isnan(start)
-    solution = model.createOrigSol() if known.all() else model.createPartialSol()
+    complete = known.all() and model.getNVars() == len(columns)  # Pyomo adds a column for the objective
+    solution = model.createOrigSol() if complete else model.createPartialSol()
     for j in np.flatnonzero(known).tolist():
         model.setSolVal(solution, columns[j], float(start[j]))
     model.addSol(solution)

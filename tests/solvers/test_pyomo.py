@@ -13,8 +13,9 @@ from milpver.errors import PluginError, QueryError, SolverUnavailableError
 from milpver.program import Program
 from milpver.solver import Limits, Stop
 from milpver.solvers import pyomo
-from milpver.solvers._common import Outcome, Watch, package_availability
-from milpver.solvers.pyomo import PyomoSolver, _Cbc, _Glpk, _Seen
+from milpver.solvers._common import Job, Outcome, Watch, package_availability
+from milpver.solvers._pyomo_processes import Cbc, Glpk, Seen
+from milpver.solvers.pyomo import PyomoSolver
 
 INF = float("inf")
 
@@ -125,8 +126,8 @@ def test_options_reach_the_solver(tmp_path: Path, name: str, key: str, value: st
 
 
 def test_lines_of_cbc() -> None:
-    seen = _Seen()
-    read = _Cbc().read
+    seen = Seen()
+    read = Cbc().read
     read("Continuous objective value is -7009.58 - 0.00 seconds\n", seen)
     assert -7009.7 < seen.lower < -7009.58
     read("Cbc0012I Integer solution of -6945 found by DiveCoefficient after 0 iterations\n", seen)
@@ -146,8 +147,8 @@ def test_lines_of_cbc() -> None:
 
 
 def test_lines_of_glpk() -> None:
-    seen = _Seen()
-    read = _Glpk().read
+    seen = Seen()
+    read = Glpk().read
     read("+    12: mip =     not found yet >=              -inf        (1; 0)\n", seen)
     assert (seen.upper, seen.lower) == (INF, -INF)
     read("+ 37288: mip =  -6.983000000e+03 >=  -6.995000000e+03   0.2% (9989; 5703)\n", seen)
@@ -162,7 +163,7 @@ def test_lines_of_glpk() -> None:
 def test_what_a_process_may_say_and_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     """A crash, and files that Pyomo does not read, are errors."""
     solver = backend("pyomo:cbc")
-    monkeypatch.setattr(_Cbc, "_watched", lambda *_: (_Seen(lower=0.0), -11))
+    monkeypatch.setattr(Cbc, "_watched", lambda *_: (Seen(lower=0.0), -11))
     found = solver.solve(PROGRAM, Limits(seconds=20.0))
     assert (found.stop, found.lower, found.message) == (Stop.ERROR, -INF, "cbc ended with code -11")
 
@@ -171,7 +172,7 @@ def test_infeasible_is_asked_for_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that says infeasible, and then gives a point without an objective, is an error."""
     solver = backend("pyomo:cbc")
     answers = [None, Outcome(Stop.OPTIMAL, 0.0, 0.0, np.array([3.0, 0.0, 1.0])), Outcome(Stop.OPTIMAL)]
-    monkeypatch.setattr(_Cbc, "run", lambda *_: answers.pop(0))
+    monkeypatch.setattr(Cbc, "run", lambda *_: answers.pop(0))
     found = solver.solve(PROGRAM, Limits(seconds=20.0))
     assert found.stop is Stop.ERROR
     assert "no optimum, but a point and no ray" in found.message
@@ -179,6 +180,6 @@ def test_infeasible_is_asked_for_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_watch_is_asked_before_a_process_starts() -> None:
     watch = Watch(Limits(seconds=0.0))
-    found = _Cbc().run(pyomo._Job(PROGRAM, None, Limits(seconds=0.0), {}, watch))
+    found = Cbc().run(Job(PROGRAM, None, Limits(seconds=0.0), {}, watch))
     assert found is not None
     assert found.stop is Stop.TIMEOUT
