@@ -52,6 +52,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
     {
         "bounds": Kind("milpver.bounds", "BOUNDING", "bounding"),
         "encodings": Kind("milpver.encodings", "ENCODING", "encoding"),
+        "properties": Kind("milpver.properties", "PROPERTY_FORMAT", "property format"),
         "solvers": Kind("milpver.solvers", "SOLVER", "solver"),
     }
 )

@@ -1,0 +1,1 @@
+"""Formats of property files, one file each."""

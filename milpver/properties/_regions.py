@@ -1,0 +1,336 @@
+"""From the formula that was written to regions: disjunctive normal form, grouped by box.
+
+Comparisons of one input with a number make the box, everything else makes rows ``A y <= b``. Limits are
+rounded so that no counterexample is lost: boxes outward, b upward; rows with coefficients that float64 does
+not have are multiplied by their common denominator. Strict comparisons are taken as closed ones here; the
+formula itself, against which witnesses are checked, keeps them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from milpver.errors import DataError
+from milpver.property import Alternative, AnyOf, Comparison, Every, Formula, Property, Region, Tensor
+
+__all__ = ["Declared", "property_of"]
+
+#: Conjunctions in normal form beyond which a property is refused.
+MOST = 100_000
+
+#: Limits of one input: lower and upper, None where there is none.
+Limits = tuple["Fraction | None", "Fraction | None"]
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """What a file declares.
+
+    Attributes:
+        source: the file.
+        version: of VNN-LIB.
+        inputs, outputs: number of entries.
+        name: of a variable, for messages.
+        line: of a comparison's place, for messages.
+        network, tensors: see ``Property``.
+    """
+
+    source: Path
+    version: str
+    inputs: int
+    outputs: int
+    name: Callable[[int], str]
+    line: Callable[[int], int]
+    network: str = ""
+    tensors: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Conjunction:
+    """Limits of inputs, and rows over outputs (and inputs)."""
+
+    box: Mapping[int, Limits]
+    rows: tuple[Comparison, ...]
+
+
+def property_of(formula: Formula, declared: Declared) -> Property:
+    """The property that a formula describes.
+
+    Raises:
+        DataError: the box of an alternative is empty or has no bound, an alternative says nothing about the
+            outputs, the normal form is too large, or a coefficient cannot be represented.
+    """
+    try:
+        return _Normaliser(declared).property_of(formula)
+    except OverflowError:
+        raise DataError(
+            f"{declared.source}: numbers beyond what float64 can hold",
+            needed="smaller ones",
+            fix="correct them",
+        ) from None
+
+
+class _Normaliser:
+    """Builds the normal form of one file."""
+
+    def __init__(self, declared: Declared) -> None:
+        self._declared = declared
+
+    def property_of(self, formula: Formula) -> Property:
+        declared = self._declared
+        common, disjunctions = self._split(formula)
+        conjunctions = self._product(common, disjunctions)
+        joint = any(
+            variable < declared.inputs
+            for each in conjunctions
+            for row in each.rows
+            for variable, _ in row.terms
+        )
+        grouped: dict[tuple[tuple[int, Limits], ...], list[Alternative]] = {}
+        kept: dict[tuple[Comparison, ...], Alternative] = {}
+        for each in conjunctions:
+            if not any(variable >= declared.inputs for row in each.rows for variable, _ in row.terms):
+                raise DataError(
+                    f"{declared.source}: a counterexample without any condition on the outputs",
+                    needed="at least one comparison with an output in every alternative",
+                    fix="complete the file; it may have been cut",
+                )
+            if each.rows not in kept:
+                kept[each.rows] = self._alternative(each.rows, joint)
+            box = tuple(sorted(each.box.items(), key=lambda entry: entry[0]))
+            grouped.setdefault(box, []).append(kept[each.rows])
+        return Property(
+            source=declared.source,
+            version=declared.version,
+            inputs=declared.inputs,
+            outputs=declared.outputs,
+            regions=self._regions(common.box, grouped),
+            joint=joint,
+            formula=formula,
+            network=declared.network,
+            tensors=declared.tensors,
+        )
+
+    # ------------------------------------------------------------------------------- normal form
+
+    def _split(self, formula: Formula) -> tuple[_Conjunction, list[Formula]]:
+        """What holds throughout, and the disjunctions; contradictions in what is written are refused."""
+        comparisons: list[Comparison] = []
+        disjunctions: list[Formula] = []
+        waiting = [formula]
+        while waiting:
+            part = waiting.pop()
+            match part:
+                case Comparison():
+                    comparisons.append(part)
+                case Every(parts=parts):
+                    waiting.extend(reversed(parts))
+                case AnyOf(parts=(only,)):
+                    waiting.append(only)
+                case AnyOf():
+                    disjunctions.append(part)
+        return self._conjunction(comparisons), disjunctions
+
+    def _conjunction(self, comparisons: Sequence[Comparison]) -> _Conjunction:
+        """Comparisons that are written as one conjunction."""
+        box: dict[int, Limits] = {}
+        rows: list[Comparison] = []
+        for comparison in comparisons:
+            terms = comparison.terms
+            if not terms:
+                if comparison.constant > 0 or (comparison.strict and comparison.constant == 0):
+                    raise self._error(
+                        comparison, "a comparison of numbers that never holds", "correct the numbers"
+                    )
+            elif len(terms) == 1 and terms[0][0] < self._declared.inputs:
+                variable, coefficient = terms[0]
+                limit = -comparison.constant / coefficient
+                side = (None, limit) if coefficient > 0 else (limit, None)
+                met = _met(box.get(variable, (None, None)), side)
+                if _empty(met):
+                    low, high = met
+                    raise self._error(
+                        comparison,
+                        f"an empty box: {self._declared.name(variable)} >= {_shown(low)} and <= {_shown(high)}",
+                        "correct the bounds",
+                    )
+                box[variable] = met
+            else:
+                rows.append(comparison)
+        return _Conjunction(box, tuple(rows))
+
+    def _normal(self, formula: Formula) -> list[_Conjunction]:
+        """Disjunctive normal form; conjunctions whose box is empty are left out."""
+        if isinstance(formula, AnyOf):
+            found: list[_Conjunction] = []
+            for part in formula.parts:
+                found.extend(self._normal(part))
+                self._limit(len(found))
+            return found
+        return self._product(*self._split(formula))
+
+    def _product(self, common: _Conjunction, disjunctions: Sequence[Formula]) -> list[_Conjunction]:
+        """``common`` and one part of each disjunction, in all ways that have an input in common."""
+        if not disjunctions:
+            return [common]
+        found: list[_Conjunction] = [_Conjunction({}, common.rows)]
+        for disjunction in disjunctions:
+            parts = self._normal(disjunction)
+            self._limit(len(found) * len(parts))
+            joined = (_joined(each, part) for each in found for part in parts)
+            found = [each for each in joined if each is not None]
+        # The common box last: it is the largest, and most parts do not touch it.
+        boxed = [_within(each, common.box) for each in found]
+        left = [each for each in boxed if each is not None]
+        if not left:
+            raise DataError(
+                f"{self._declared.source}: an empty box: no input meets the bounds of any alternative",
+                needed="an input that a counterexample may be",
+                fix="correct the bounds of the inputs",
+            )
+        return left
+
+    def _limit(self, count: int) -> None:
+        if count > MOST:
+            raise DataError(
+                f"{self._declared.source}: {count} alternatives or more in disjunctive normal form",
+                needed=f"at most {MOST}",
+                fix="split the property into several files",
+            )
+
+    # ------------------------------------------------------------------------------- numbers
+
+    def _regions(
+        self,
+        common: Mapping[int, Limits],
+        grouped: Mapping[tuple[tuple[int, Limits], ...], Sequence[Alternative]],
+    ) -> tuple[Region, ...]:
+        count = self._declared.inputs
+        base = np.full((4, count), np.nan)
+        for variable, limits in common.items():
+            base[:, variable] = _rounded(limits)
+        regions = []
+        for box, alternatives in grouped.items():
+            own = base.copy()
+            for variable, limits in box:
+                if limits != common.get(variable):
+                    own[:, variable] = _rounded(limits)
+            missing = np.flatnonzero(np.isnan(own).any(axis=0))
+            if len(missing):
+                side = "lower" if np.isnan(own[0, missing[0]]) else "upper"
+                raise DataError(
+                    f"{self._declared.source}: input {self._declared.name(int(missing[0]))} has no {side} bound",
+                    needed="a lower and an upper bound of every input, in every alternative",
+                    fix="add the bound; the file may have been cut",
+                )
+            regions.append(Region(own[0], own[1], own[2], own[3], tuple(alternatives)))
+        return tuple(regions)
+
+    def _alternative(self, rows: Sequence[Comparison], joint: bool) -> Alternative:
+        """``A y <= b`` in float64; A exact, b rounded up."""
+        inputs, outputs = self._declared.inputs, self._declared.outputs
+        matrix = np.zeros((len(rows), outputs + (inputs if joint else 0)))
+        limits = np.zeros(len(rows))
+        for k, row in enumerate(rows):
+            scale = _scale([coefficient for _, coefficient in row.terms])
+            if scale is None:
+                raise self._error(row, "coefficients that float64 cannot hold", "round the coefficients")
+            for variable, coefficient in row.terms:
+                place = variable - inputs if variable >= inputs else outputs + variable
+                matrix[k, place] = float(coefficient * scale)
+            limits[k] = _outward(-row.constant * scale, 1)
+        return Alternative(matrix, limits)
+
+    def _error(self, comparison: Comparison, found: str, fix: str) -> DataError:
+        line = self._declared.line(comparison.place)
+        return DataError(
+            f"{self._declared.source}, line {line}: {found}", needed="a property that can be met", fix=fix
+        )
+
+
+def _met(left: Limits, right: Limits) -> Limits:
+    """The intersection of two intervals."""
+    lows = [low for low in (left[0], right[0]) if low is not None]
+    highs = [high for high in (left[1], right[1]) if high is not None]
+    return max(lows, default=None), min(highs, default=None)
+
+
+def _empty(limits: Limits) -> bool:
+    return limits[0] is not None and limits[1] is not None and limits[0] > limits[1]
+
+
+def _joined(left: _Conjunction, right: _Conjunction) -> _Conjunction | None:
+    """Both; None where their boxes have nothing in common."""
+    box = _within(right, left.box)
+    return None if box is None else _Conjunction(box.box, left.rows + right.rows)
+
+
+def _within(inner: _Conjunction, box: Mapping[int, Limits]) -> _Conjunction | None:
+    """A conjunction with a box met; None where nothing is left."""
+    if not inner.box:
+        return _Conjunction(box, inner.rows)
+    met = dict(box)
+    for variable, limits in inner.box.items():
+        met[variable] = _met(met.get(variable, (None, None)), limits)
+        if _empty(met[variable]):
+            return None
+    return _Conjunction(met, inner.rows)
+
+
+def _rounded(limits: Limits) -> tuple[float, float, float, float]:
+    """Lower and upper limit, rounded outward in float64 and inward to float32; NaN where there is none."""
+    low, high = limits
+    nan = math.nan
+    return (
+        nan if low is None else _outward(low, -1),
+        nan if high is None else _outward(high, 1),
+        nan if low is None else _float32(low, 1),
+        nan if high is None else _float32(high, -1),
+    )
+
+
+def _outward(value: Fraction, direction: int) -> float:
+    """The nearest float64 that is not below (direction 1), or not above (-1)."""
+    near = float(value)
+    if (Fraction(near) - value) * direction < 0:
+        near = math.nextafter(near, math.inf * direction)
+    return near
+
+
+def _float32(value: Fraction, direction: int) -> float:
+    """The nearest float32 that is not below (direction 1), or not above (-1)."""
+    with np.errstate(over="ignore"):
+        near = np.float32(float(value))
+    if not np.isfinite(near):
+        # Beyond float32: its largest number on one side, none on the other (infinity keeps the box empty).
+        largest = float(np.finfo(np.float32).max)
+        inside = (near > 0) == (direction < 0)
+        return math.copysign(largest, float(near)) if inside else float(near)
+    if (Fraction(float(near)) - value) * direction < 0:
+        near = np.nextafter(near, np.float32(math.inf * direction))
+    return float(near)
+
+
+def _scale(coefficients: Sequence[Fraction]) -> Fraction | None:
+    """A factor that makes all coefficients float64 numbers, or None."""
+    if all(_exact(each) for each in coefficients):
+        return Fraction(1)
+    scale = Fraction(math.lcm(*(each.denominator for each in coefficients)))
+    return scale if all(_exact(each * scale) for each in coefficients) else None
+
+
+def _exact(value: Fraction) -> bool:
+    try:
+        return Fraction(float(value)) == value
+    except OverflowError:
+        return False
+
+
+def _shown(value: Fraction | None) -> str:
+    return "?" if value is None else f"{float(value):.17g}"

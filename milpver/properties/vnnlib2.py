@@ -1,0 +1,248 @@
+"""VNN-LIB 2.0 through the ``vnnlib`` package: parsing and typing are the reference implementation's.
+
+Taken over are queries about one network with one input and one output tensor and linear expressions; their
+tree becomes the same formula as that of version 1.0, with constants read from their text as rationals.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from milpver.errors import DataError
+from milpver.properties._regions import Declared, property_of
+from milpver.property import AnyOf, Comparison, Every, Formula, Property, Tensor
+
+__all__ = ["PROPERTY_FORMAT"]
+
+#: Element types that are taken, and what answers call them; ``Unknown`` is ``real`` in older packages.
+_KINDS = {"F32": "float32", "Real": "real", "Unknown": "real"}
+
+#: Linear terms: variable to coefficient, and the constant.
+_Linear = tuple[dict[int, Fraction], Fraction]
+
+
+@dataclass(frozen=True, slots=True)
+class VnnLib2:
+    """The format.
+
+    Attributes:
+        name: as messages call it.
+    """
+
+    name: str = "VNN-LIB 2.0"
+
+    @property
+    def recognises(self) -> Callable[[str], bool]:
+        """By the header, before which comments may stand."""
+        return lambda text: re.search(r"^\s*\(\s*vnnlib-version", text[:100_000], re.MULTILINE) is not None
+
+    def read(self, text: str, source: Path) -> Property:
+        """See ``milpver.property.PropertyFormat``."""
+        try:
+            import vnnlib  # noqa: PLC0415  an extra, only for this format
+        except ImportError:
+            raise DataError(
+                f"{source} is VNN-LIB 2.0, which the package vnnlib reads, and that is not installed",
+                needed="the package vnnlib",
+                fix="pip install vnnlib, or milpver with its extra: 'milpver[vnnlib]'",
+            ) from None
+        try:
+            query = vnnlib.parse_query_string(text)
+        except Exception as error:
+            raise DataError(
+                f"{source}: {_said(error)}", needed="a well-typed VNN-LIB 2.0 query", fix="correct the file"
+            ) from error
+        try:
+            return _Reader(query, source).property()
+        except RecursionError:
+            raise DataError(
+                f"{source}: expressions nested too deeply", needed="a few hundred levels", fix="flatten them"
+            ) from None
+
+
+PROPERTY_FORMAT = VnnLib2()
+
+
+def _said(error: Exception) -> str:
+    """What the package's error says, in one line, with the line of the file."""
+    text = str(error)
+    try:
+        first = json.loads(text)["errors"][0]
+        symbol, hint = first.get("offendingSymbol", ""), first.get("hint", "")
+        return f"line {first.get('line', '?')}: {first.get('message', '')} ({symbol}): {hint}"
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return " ".join(text.split())[:300]
+
+
+class _Reader:
+    """Turns one query's tree into a property."""
+
+    def __init__(self, query: Any, source: Path) -> None:
+        self._source = source
+        self._query = query
+        self._tensors: tuple[Tensor, ...] = ()
+        self._first: dict[str, int] = {}
+        self._line = 0
+
+    def property(self) -> Property:
+        """The property of the query."""
+        networks = tuple(self._query.networks)
+        if len(networks) != 1:
+            raise self._unsupported(f"{len(networks)} networks", "one network")
+        network = networks[0]
+        if network.hidden:
+            raise self._unsupported(f"the hidden node {network.hidden[0].name}", "inputs and outputs alone")
+        for noun, tensors in (("input", network.inputs), ("output", network.outputs)):
+            if len(tensors) != 1:
+                raise self._unsupported(f"{len(tensors)} {noun}s", f"one {noun} tensor")
+        declared = (network.inputs[0], network.outputs[0])
+        for each in declared:
+            if each.dtype.name not in _KINDS:
+                raise self._unsupported(f"{each.name} of type {each.dtype.name}", "float32 or real")
+        self._tensors = tuple(
+            Tensor(each.name, _KINDS[each.dtype.name], tuple(each.shape)) for each in declared
+        )
+        inputs, outputs = (math.prod(each.shape) for each in self._tensors)
+        if not inputs or not outputs:
+            raise self._unsupported("a tensor without entries", "at least one input and one output")
+        self._first = {self._tensors[0].name: 0, self._tensors[1].name: inputs}
+        formulas = tuple(self._formula(each.expr) for each in self._query.assertions)
+        if not formulas:
+            raise DataError(
+                f"{self._source}: no assert", needed="a complete property", fix="the file may have been cut"
+            )
+        return property_of(
+            Every(formulas),
+            Declared(
+                source=self._source,
+                version="2.0",
+                inputs=inputs,
+                outputs=outputs,
+                name=self._name,
+                line=lambda place: place,
+                network=network.name,
+                tensors=self._tensors,
+            ),
+        )
+
+    def _name(self, variable: int) -> str:
+        """An entry of a tensor, as the file writes it."""
+        second = variable >= self._first[self._tensors[1].name]
+        tensor = self._tensors[1 if second else 0]
+        rest, places = variable - self._first[tensor.name], []
+        for size in reversed(tensor.shape):
+            rest, place = divmod(rest, size)
+            places.append(str(place))
+        return f"{tensor.name}[{','.join(reversed(places))}]" if places else tensor.name
+
+    def _formula(self, node: Any) -> Formula:
+        """A condition; each comparison keeps the line of its first variable."""
+        kind = type(node).__name__
+        match kind:
+            case "And":
+                return Every(tuple(self._formula(part) for part in node.args))
+            case "Or":
+                return AnyOf(tuple(self._formula(part) for part in node.args))
+        self._line = 0
+        left, right = self._linear(node.lhs), self._linear(node.rhs)
+        match kind:
+            case "LessEqual" | "LessThan":
+                return self._below(left, right, kind == "LessThan")
+            case "GreaterEqual" | "GreaterThan":
+                return self._below(right, left, kind == "GreaterThan")
+            case "Equal":
+                return Every((self._below(left, right, False), self._below(right, left, False)))
+            case "NotEqual":
+                return AnyOf((self._below(left, right, True), self._below(right, left, True)))
+        raise self._unsupported(f"the condition {kind}", "and, or and comparisons")
+
+    def _below(self, left: _Linear, right: _Linear, strict: bool) -> Comparison:
+        """``left <= right``."""
+        terms = dict(left[0])
+        for variable, coefficient in right[0].items():
+            terms[variable] = terms.get(variable, Fraction(0)) - coefficient
+        kept = tuple(sorted((variable, value) for variable, value in terms.items() if value))
+        return Comparison(kept, left[1] - right[1], strict, self._line)
+
+    def _linear(self, node: Any) -> _Linear:
+        """A linear expression."""
+        kind = type(node).__name__
+        match kind:
+            case "Var":
+                self._line = self._line or int(node.line)
+                return {self._variable(node): Fraction(1)}, Fraction(0)
+            case "Negate":
+                return _times(self._linear(node.expr), Fraction(-1))
+            case "Plus":
+                return _sum([self._linear(part) for part in node.args])
+            case "Minus":
+                rest = _sum([self._linear(part) for part in node.rest])
+                return _sum([self._linear(node.head), _times(rest, Fraction(-1))])
+            case "Multiply":
+                return self._product([self._linear(part) for part in node.args])
+        lexeme = getattr(node, "lexeme", None)
+        if not isinstance(lexeme, str):
+            raise self._unsupported(f"the expression {kind}", "linear expressions")
+        return {}, self._number(lexeme)
+
+    def _number(self, lexeme: str) -> Fraction:
+        exponent = re.search(r"[eE]([+-]?[0-9]+)$", lexeme)
+        try:
+            if len(lexeme) > 400 or (exponent is not None and abs(int(exponent[1])) > 300):
+                raise ValueError(lexeme)
+            return Fraction(lexeme)
+        except (ValueError, ZeroDivisionError):
+            raise DataError(
+                f"{self._source}: the number {lexeme[:40]!r}",
+                needed="a finite decimal number",
+                fix="correct it",
+            ) from None
+
+    def _product(self, factors: list[_Linear]) -> _Linear:
+        found: _Linear = ({}, Fraction(1))
+        for factor in factors:
+            if found[0] and factor[0]:
+                raise self._unsupported("a product of variables", "linear expressions")
+            found = _times(factor, found[1]) if not found[0] else _times(found, factor[1])
+        return found
+
+    def _variable(self, node: Any) -> int:
+        """The number of a tensor's entry, row-major."""
+        tensor = next((each for each in self._tensors if each.name == node.name), None)
+        if tensor is None or len(node.indices) != len(tensor.shape):
+            raise self._unsupported(
+                f"the variable {node.name}{list(node.indices)}", "entries of declared tensors"
+            )
+        place = 0
+        for index, size in zip(node.indices, tensor.shape, strict=True):
+            place = place * size + int(index)
+        return self._first[tensor.name] + place
+
+    def _unsupported(self, found: str, needed: str) -> DataError:
+        where = f", line {self._line}" if self._line else ""
+        return DataError(
+            f"{self._source}{where}: {found}", needed=needed, fix="ask about each part by itself"
+        )
+
+
+def _sum(operands: list[_Linear]) -> _Linear:
+    terms: dict[int, Fraction] = {}
+    constant = Fraction(0)
+    for more, other in operands:
+        constant += other
+        for variable, coefficient in more.items():
+            terms[variable] = terms.get(variable, Fraction(0)) + coefficient
+    return terms, constant
+
+
+def _times(operand: _Linear, factor: Fraction) -> _Linear:
+    return {variable: coefficient * factor for variable, coefficient in operand[0].items()}, operand[
+        1
+    ] * factor

@@ -1,0 +1,190 @@
+"""The contract of a property: regions of inputs, and the conditions on outputs that a counterexample meets.
+
+A property file describes its counterexamples. It is held twice: as the formula that was written, in rational
+numbers, against which a witness is checked, and in normal form, closed boxes with alternatives ``A y <= b``
+in float64, rounded so that no counterexample is lost, over which bounds and searches range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from milpver.linear import Float
+
+__all__ = [
+    "Alternative",
+    "AnyOf",
+    "Comparison",
+    "Every",
+    "Formula",
+    "Property",
+    "PropertyFormat",
+    "Region",
+    "Tensor",
+    "holds",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """``sum_i c_i v_i + constant <= 0``, or ``< 0`` where ``strict``.
+
+    Attributes:
+        terms: pairs (variable, c), c != 0, by variable; inputs are 0, 1, ..., outputs follow them.
+        constant: rational.
+        strict: whether equality is excluded.
+        place: where it stands in the file, for messages (the format's own count).
+    """
+
+    terms: tuple[tuple[int, Fraction], ...]
+    constant: Fraction
+    strict: bool = False
+    place: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Every:
+    """All parts hold."""
+
+    parts: tuple[Formula, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AnyOf:
+    """At least one part holds."""
+
+    parts: tuple[Formula, ...]
+
+
+Formula: TypeAlias = Comparison | Every | AnyOf
+
+
+def holds(formula: Formula, values: Sequence[Fraction]) -> bool:
+    """Whether a formula holds at a point, in rational arithmetic; ``values`` of all variables, in order."""
+    match formula:
+        case Comparison(terms=terms, constant=constant, strict=strict):
+            found = constant + sum(coefficient * values[variable] for variable, coefficient in terms)
+            return found < 0 or (found == 0 and not strict)
+        case Every(parts=parts):
+            return all(holds(part, values) for part in parts)
+        case AnyOf(parts=parts):
+            return any(holds(part, values) for part in parts)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Alternative:
+    """One way to be a counterexample: ``A y <= b``.
+
+    Attributes:
+        rows: A, float64 [k, outputs], exactly the written coefficients or a positive multiple of each row.
+        limits: b, float64 [k], rounded up.
+    """
+
+    rows: Float
+    limits: Float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Region:
+    """A closed box of inputs, and what makes an input of it a counterexample: any one of the alternatives.
+
+    Attributes:
+        lower, upper: the box rounded outward, float64 [inputs]; bounds and programs range over it.
+        inner_lower, inner_upper: rounded inward to float32 values, float64 [inputs]; a witness lies in it.
+            Where no float32 number lies between an entry's limits, the lower one is above the upper one.
+        alternatives: at least one.
+    """
+
+    lower: Float
+    upper: Float
+    inner_lower: Float
+    inner_upper: Float
+    alternatives: tuple[Alternative, ...]
+
+    @property
+    def has_float32(self) -> bool:
+        """Whether any float32 input lies in the box."""
+        return bool(np.all(self.inner_lower <= self.inner_upper))
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A declared input or output, as an answer prints it.
+
+    Attributes:
+        name: as declared.
+        kind: its element type as declared, ``float32`` or ``real``.
+        shape: as declared; () for a scalar.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Property:
+    """A property, as read from a file.
+
+    Attributes:
+        source: the file.
+        version: of VNN-LIB, "1.0" or "2.0".
+        inputs, outputs: number of declared entries.
+        regions: together they hold every counterexample.
+        joint: whether rows range over outputs and inputs, float64 [k, outputs + inputs], the outputs first.
+        formula: what was written.
+        network: the network's name in the file, "" in version 1.0.
+        tensors: the declared input and output (version 2.0), or ().
+    """
+
+    source: Path
+    version: str
+    inputs: int
+    outputs: int
+    regions: tuple[Region, ...]
+    joint: bool
+    formula: Formula
+    network: str = ""
+    tensors: tuple[Tensor, ...] = ()
+
+    def violated(self, x: NDArray[np.float32], y: NDArray[np.float32]) -> bool:
+        """Whether (x, y) is a counterexample: meets the formula exactly, without any tolerance.
+
+        Args:
+            x: float32 [inputs].
+            y: float32 [outputs], what the network gives.
+        """
+        point = np.concatenate([x, y]).astype(np.float64)
+        if len(x) != self.inputs or len(y) != self.outputs or not np.all(np.isfinite(point)):
+            return False
+        return holds(self.formula, [Fraction(float(value)) for value in point])
+
+
+class PropertyFormat(Protocol):
+    """A format of property files: one file in ``properties/`` with a ``PROPERTY_FORMAT`` object."""
+
+    @property
+    def name(self) -> str:
+        """What the format is called, e.g. ``VNN-LIB 1.0``."""
+
+    @property
+    def recognises(self) -> Callable[[str], bool]:
+        """Whether a text is of this format, told from its first lines; never raises."""
+
+    def read(self, text: str, source: Path) -> Property:
+        """Read a property.
+
+        Args:
+            text: the whole file.
+            source: where it was, for messages.
+
+        Raises:
+            DataError: it is malformed, cut, empty, or says something that is not supported.
+        """
