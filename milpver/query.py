@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from milpver.linear import Float
 from milpver.network import GateableLayer, Network
 
 __all__ = [
+    "NATIVE",
     "Box",
     "Budget",
     "BudgetGroup",
@@ -31,6 +33,9 @@ __all__ = [
     "parse_budget",
     "removed_pairs",
 ]
+
+#: Solver names that mean the native search where it applies, and the MILP backend they fall back on.
+NATIVE: Mapping[str, str] = MappingProxyType({"bab": "highs", "auto": "highs"})
 
 #: Lower and upper limit of every input entry: two numbers, or two float64 arrays [inputs].
 Domain = tuple["float | Float", "float | Float"]

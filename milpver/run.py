@@ -21,7 +21,7 @@ from milpver.encoding import Encoding
 from milpver.errors import QueryError
 from milpver.network import Network
 from milpver.program import Program
-from milpver.query import Options
+from milpver.query import NATIVE, Options
 from milpver.replay import Replay
 from milpver.solver import Limits, Progress, Solution, Solver, Stop
 from milpver.verdict import SCHEMA_VERSION, Status
@@ -30,9 +30,6 @@ __all__ = ["CROSS_CHECK_FOLDER", "NATIVE", "Clock", "RunContext", "load_solver",
 
 #: Where disagreements go without ``--solver-log``.
 CROSS_CHECK_FOLDER = Path("milpver-cross-check")
-
-#: Solver names that mean the native search where it applies, and the MILP backend they fall back on.
-NATIVE = {"bab": "highs", "auto": "highs"}
 
 
 class Clock:
