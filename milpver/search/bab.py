@@ -12,10 +12,8 @@ Every lower bound is rounded outward, so what the search proves needs no solver'
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -27,6 +25,7 @@ from milpver.bounds._workspace import Fixed, SortedShares, Workspace, per_gate
 from milpver.graph import Affine, Gate, Relu
 from milpver.linear import Float
 from milpver.query import Budget
+from milpver.search.frontier import Frontier, Nodes, torch_threads
 from milpver.solver import Stop
 
 __all__ = ["MaskSearch", "SearchLimits", "SearchResult", "torch_threads"]
@@ -80,7 +79,7 @@ class SearchResult:
 
 
 @dataclass(slots=True, eq=False)
-class _Nodes:
+class _Nodes(Nodes):
     """Search nodes, a structure of arrays [nodes, ...]; G gates in all, R rows.
 
     Attributes:
@@ -89,7 +88,6 @@ class _Nodes:
         bounds: lower and upper bounds of the intermediate nodes that branching changes, float64 [nodes, B].
         alpha: slopes of every row, float64 [nodes, R, A].
         lam: multipliers of every row, float64 [nodes, R, groups].
-        lower: bounds of every row, float64 [nodes, R].
         branch: the gate to branch on, int64 [nodes]; -1 where no gate is free.
     """
 
@@ -99,101 +97,7 @@ class _Nodes:
     bounds: torch.Tensor
     alpha: torch.Tensor
     lam: torch.Tensor
-    lower: torch.Tensor
     branch: torch.Tensor
-
-    def pick(self, at: torch.Tensor) -> _Nodes:
-        """The nodes at some places."""
-        return _Nodes(*(getattr(self, part.name)[at] for part in fields(self)))
-
-    def __len__(self) -> int:
-        return len(self.lower)
-
-
-class _Frontier:
-    """Open nodes in slots of growing arrays, popped best bound first, or newest first when they are many."""
-
-    def __init__(self, memory: int) -> None:
-        self._memory = memory
-        self._store: _Nodes | None = None
-        self._free: list[int] = []
-        self._heap: list[tuple[float, int, int]] = []
-        self._stamp = 0
-        self._stamps: dict[int, int] = {}
-
-    def __len__(self) -> int:
-        return len(self._stamps)
-
-    def push(self, nodes: _Nodes) -> None:
-        """Add nodes."""
-        store = self._grown(nodes)
-        slots = [self._free.pop() for _ in range(len(nodes))]
-        place = torch.tensor(slots, device=nodes.lower.device)
-        for part in fields(nodes):
-            getattr(store, part.name)[place] = getattr(nodes, part.name)
-        for slot, bound in zip(slots, nodes.lower.amin(dim=1).tolist(), strict=True):
-            self._stamp += 1
-            self._stamps[slot] = self._stamp
-            heapq.heappush(self._heap, (bound, self._stamp, slot))
-
-    def pop(self, count: int) -> _Nodes:
-        """Take out up to ``count`` nodes (at least one)."""
-        if self._store is None:
-            raise IndexError("an empty frontier")
-        slots: list[int] = []
-        if self._bytes() * len(self) > self._memory:
-            slots = list(self._stamps)[-count:]
-            for slot in slots:
-                del self._stamps[slot]
-        while self._heap and len(slots) < count and self._stamps:
-            _, stamp, slot = heapq.heappop(self._heap)
-            if self._stamps.get(slot) == stamp:
-                del self._stamps[slot]
-                slots.append(slot)
-        self._free.extend(slots)
-        return self._store.pick(torch.tensor(slots, device=self._store.lower.device))
-
-    def smallest(self, rows: int) -> Float:
-        """The smallest bound of each row over all open nodes, float64 [rows]; infinity for none."""
-        if self._store is None or not self._stamps:
-            return np.full(rows, np.inf)
-        slots = torch.tensor(list(self._stamps), device=self._store.lower.device)
-        found: Float = self._store.lower[slots].amin(dim=0).cpu().numpy()
-        return found
-
-    def _bytes(self) -> int:
-        """Bytes of one node."""
-        if self._store is None:
-            return 0
-        parts = [getattr(self._store, part.name) for part in fields(self._store)]
-        return sum(part.element_size() * part[0].numel() for part in parts)
-
-    def _grown(self, nodes: _Nodes) -> _Nodes:
-        """The arrays, with room for more nodes."""
-        if len(self._free) < len(nodes) or self._store is None:
-            old = 0 if self._store is None else len(self._store)
-            size = max(2 * old, old + len(nodes), 1024)
-            parts = []
-            for part in fields(nodes):
-                new = getattr(nodes, part.name)
-                grown = torch.empty((size, *new.shape[1:]), dtype=new.dtype, device=new.device)
-                if self._store is not None:
-                    grown[:old] = getattr(self._store, part.name)
-                parts.append(grown)
-            self._store = _Nodes(*parts)
-            self._free.extend(range(size - 1, old - 1, -1))
-        return self._store
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Let torch use ``count`` threads inside, and what it used before after."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class MaskSearch:
@@ -229,7 +133,7 @@ class MaskSearch:
     def run(self, limits: SearchLimits) -> SearchResult:
         """Search until every row is closed, the sign is proven, or the limits say stop."""
         closed: Float = np.full(len(self._rows), np.inf)
-        frontier = _Frontier(limits.memory)
+        frontier = Frontier[_Nodes](limits.memory)
         self._attack()
         if limits.decide and self._upper.min() <= 0:
             nothing: Float = np.full(len(self._rows), -np.inf)
@@ -270,7 +174,7 @@ class MaskSearch:
         _account(closed, nodes.lower[~open_])
         return nodes.pick(open_)
 
-    def _sort(self, nodes: _Nodes, frontier: _Frontier, closed: Float, limits: SearchLimits) -> None:
+    def _sort(self, nodes: _Nodes, frontier: Frontier[_Nodes], closed: Float, limits: SearchLimits) -> None:
         """Put the nodes that still matter on the frontier."""
         rest = self._still_open(nodes, closed, limits)
         if len(rest):
@@ -283,13 +187,13 @@ class MaskSearch:
         left = torch.tensor([[group.removable for group in self._budget.groups]], device=device)
         empty = torch.zeros(1, 0, dtype=torch.float64, device=device)
         root = _Nodes(
+            torch.full((1, rows), -torch.inf, dtype=torch.float64, device=device),
             nothing,
             nothing.clone(),
             left,
             empty,
             empty.unsqueeze(1).expand(1, rows, 0),
             empty.unsqueeze(1).expand(1, rows, 0),
-            torch.full((1, rows), -torch.inf, dtype=torch.float64, device=device),
             torch.full((1,), -1, dtype=torch.int64, device=device),
         )
         return self._bounded(
