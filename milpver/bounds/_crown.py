@@ -4,7 +4,7 @@ A row over a node's values is pulled back to the input, each nonlinear node bein
 bound of its share (Zhang et al. 2018, CROWN; Xu et al. 2021, alpha-CROWN; the rule for gates is ours):
 
 - c relu(z), c >= 0: ``alpha c z`` with any alpha in [0, 1]; c < 0: the chord of the concave function over
-  [l, u].
+  [l, u]; less ``mu z`` where branching has fixed the sign of z, mu having the same sign.
 - max over a window, c >= 0: the entry with the largest lower bound; c < 0: the entry that is surely the
   largest, or the constant c max u.
 - a budget group with at most s removals: for every lambda >= 0
@@ -36,7 +36,7 @@ from milpver.bounds._workspace import Workspace, per_gate, top_kept
 from milpver.graph import Affine, Gate, Input, Max, Relu
 from milpver.query import BudgetGroup
 
-__all__ = ["Multipliers", "bound_sensitivities", "crown_bounds", "optimised_rows"]
+__all__ = ["Multipliers", "ReluLines", "bound_sensitivities", "crown_bounds", "optimised_rows"]
 
 #: Elements of the largest temporary (batch x rows x entries) of a backward pass.
 _CHUNK = 1 << 23
@@ -46,6 +46,33 @@ _ASCENT = 1 << 24
 _NARROW = 1e-9
 
 
+@dataclass(frozen=True, slots=True)
+class ReluLines:
+    """The lines around relu(z) over z in [low, high]; every tensor has the bounds' shape.
+
+    Attributes:
+        unstable: the sign of z is open.
+        flat: slope of the line below, 0 or 1 by the larger side; any other in [0, 1] is sound as well.
+        steep: slope of the chord above; 1 or 0 where the sign is known.
+        missed: constant of the chord, >= 0: from the end where the line through the origin misses it most,
+            so that the chord is above whatever the rounding of its slope.
+    """
+
+    unstable: torch.Tensor
+    flat: torch.Tensor
+    steep: torch.Tensor
+    missed: torch.Tensor
+
+    @classmethod
+    def of(cls, low: torch.Tensor, high: torch.Tensor) -> ReluLines:
+        """The lines for bounds."""
+        unstable = (low < 0) & (high > 0)
+        active = (low >= 0).to(low.dtype)
+        steep = torch.where(unstable, high / (high - low).clamp(min=1e-300), active)
+        missed = torch.where(unstable, torch.maximum(-steep * low, (1 - steep) * high), torch.zeros_like(low))
+        return cls(unstable, torch.where(unstable, (high > -low).to(low.dtype), active), steep, missed)
+
+
 @dataclass(slots=True)
 class Multipliers:
     """What a backward pass depends on.
@@ -53,26 +80,32 @@ class Multipliers:
     Attributes:
         alpha: Relu node -> slope, float64 [batch, rows, size], in [0, 1].
         lam: budget group's first node -> lambda, float64 [batch, rows], >= 0.
+        mu: Relu node -> multiplier of its input z, float64 [batch, rows, size]: ``- mu z`` is added to the
+            row. Where bounds (a branch) say z >= 0 it counts if >= 0, where they say z <= 0 if <= 0, and
+            nowhere else (Wang et al. 2021, beta-CROWN, eq. 8; mu = beta times the branch's sign).
     """
 
     alpha: dict[int, torch.Tensor] = field(default_factory=dict)
     lam: dict[int, torch.Tensor] = field(default_factory=dict)
+    mu: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def leaves(self) -> list[torch.Tensor]:
         """All tensors."""
-        return [*self.alpha.values(), *self.lam.values()]
+        return [*self.alpha.values(), *self.lam.values(), *self.mu.values()]
 
     def clone(self) -> Multipliers:
         """A detached copy."""
         return Multipliers(
             {node: value.detach().clone() for node, value in self.alpha.items()},
             {node: value.detach().clone() for node, value in self.lam.items()},
+            {node: value.detach().clone() for node, value in self.mu.items()},
         )
 
     def take(self, better: torch.Tensor, other: Multipliers) -> None:
         """Take over the multipliers of the rows where ``better``, bool [batch, rows], holds."""
-        for node, value in other.alpha.items():
-            self.alpha[node] = torch.where(better.unsqueeze(2), value.detach(), self.alpha[node])
+        for mine, its in ((self.alpha, other.alpha), (self.mu, other.mu)):
+            for node, value in its.items():
+                mine[node] = torch.where(better.unsqueeze(2), value.detach(), mine[node])
         for node, value in other.lam.items():
             self.lam[node] = torch.where(better, value.detach(), self.lam[node])
 
@@ -403,22 +436,25 @@ def _relu(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Linear lower bound of ``c relu(z)``: coefficients on z, constant, and its magnitude."""
     low, high = workspace.lows[node.source].unsqueeze(1), workspace.highs[node.source].unsqueeze(1)
-    unstable = (low < 0) & (high > 0)
-    active = low >= 0
+    lines = ReluLines.of(low, high)
     if index not in multipliers.alpha:
-        larger = (high > -low).to(c.dtype)
-        multipliers.alpha[index] = larger.expand(c.shape).clone()
-    alpha = torch.where(unstable, multipliers.alpha[index], active.to(c.dtype))
-    steep = torch.where(unstable, high / (high - low).clamp(min=1e-300), active.to(c.dtype))
+        multipliers.alpha[index] = lines.flat.expand(c.shape).clone()
+    alpha = torch.where(lines.unstable, multipliers.alpha[index], lines.steep)
+    steep = lines.steep
     up, down = c.clamp(min=0.0), c.clamp(max=0.0)
-    # The constant of a chord: from the end where the line through the origin misses it most. The slope that
-    # is sent on is steep times C, rounded, which the magnitude at both ends covers.
-    zero = torch.zeros_like(low)
-    missed = torch.where(unstable, torch.maximum(-steep * low, (1 - steep) * high), zero)
     with torch.no_grad():
-        size = -down @ torch.where(unstable, high - steep * low, zero).transpose(1, 2)
-    constant = down @ missed.transpose(1, 2)
-    return torch.addcmul(up * alpha, down, steep), constant.squeeze(2), size.squeeze(2)
+        zero = torch.zeros_like(low)
+        size = -down @ torch.where(lines.unstable, high - steep * low, zero).transpose(1, 2)
+    constant = down @ lines.missed.transpose(1, 2)
+    through = torch.addcmul(up * alpha, down, steep)
+    if index in multipliers.mu:
+        mu = multipliers.mu[index]
+        mu = torch.where(low >= 0, mu.clamp(min=0.0), torch.where(high <= 0, mu.clamp(max=0.0), zero))
+        through = through - mu
+        with torch.no_grad():
+            moved = (through.abs() + mu.abs()) @ torch.maximum(low.abs(), high.abs()).transpose(1, 2)
+            size = size + moved
+    return through, constant.squeeze(2), size.squeeze(2)
 
 
 def _max(workspace: Workspace, node: Max, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
