@@ -10,12 +10,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-import os
-import platform
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -26,6 +23,7 @@ from milpver.bounding import margin_rows
 from milpver.distance import distances
 from milpver.errors import MilpverError, QueryError, SolverUnavailableError
 from milpver.linear import Float
+from milpver.machine import host
 from milpver.margin import margins
 from milpver.network import Network
 from milpver.program import ProgramBuilder
@@ -375,37 +373,6 @@ def _why_not(solver: Any, options: Options) -> str:
     except Exception as error:  # whatever a foreign solver does, the others go on
         return " ".join(str(error).split()) or type(error).__name__
     return ""
-
-
-def host() -> dict[str, Any]:
-    """What times depend on: processor, cores, memory (GiB), operating system, Python."""
-    return {
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
-        "memory_gib": _memory(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-    }
-
-
-def _cpu() -> str:
-    """The processor's name, as far as the system tells."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return value.strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine() or "unknown"
-
-
-def _memory() -> float | None:
-    """Physical memory in GiB, None where the system does not tell."""
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (AttributeError, OSError, ValueError):
-        return None
 
 
 def ranges(indices: Sequence[int]) -> str:

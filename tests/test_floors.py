@@ -22,6 +22,7 @@ FLOORS = {
     "milpver.registry": 0,
     "milpver.graph": 1,
     "milpver.linear": 1,
+    "milpver.machine": 1,
     "milpver.network": 1,
     "milpver.program": 1,
     "milpver.store": 1,
