@@ -23,6 +23,7 @@ examples:
   milpver info model.onnx
   milpver margin model.onnx --data test.npz --budget 2,1
   milpver distance model.onnx --data test.npz --domain 0,1 --records distances.jsonl
+  milpver verify model.onnx property.vnnlib
 
 exit codes: 0 completed (whatever the verdicts), 2 a mistake that the message says
 how to mend, 130 interrupted.  `milpver COMMAND --help` explains a command."""
@@ -80,6 +81,33 @@ rows, bounds and integers, the objective, and the margin in the real network.
 
 example:
   milpver import-solution q.mps q.sol"""
+
+TRAIN_EXAMPLES = """\
+Methods: standard; robust, the neuron-pruning paper's loss; sam; targeted-dropout;
+exact-bound, through bounds that know the budget. The network is written once it is
+trained, and compared with torch's in ONNX Runtime. Ctrl-C ends a run; with the same
+--checkpoint FILE the same command goes on.
+
+examples:
+  milpver train --arch 784-128-64-32-10 --no-bias --data mnist/ --method exact-bound \\
+      --budget 10%,0,0 --epochs 30 --save net.onnx
+  milpver train --arch 64-48-24-10 --data digits_train.npz --test-data digits_test.npz \\
+      --method robust --budget 2,1 --checkpoint net.ckpt --log net.csv --save net.onnx
+  milpver train --arch smallconv --data cifar10_train.npz --keys x_train,y_train --scale 255 \\
+      --mean 0.4914,0.4822,0.4465 --std 0.2470,0.2435,0.2616 --method standard --save net.onnx"""
+
+VERIFY_EXAMPLES = """\
+The first line of stdout is sat, unsat, unknown, timeout or error; after sat follows
+the counterexample, a float32 input with the outputs that ONNX Runtime gives.
+
+examples:
+  milpver verify model.onnx property.vnnlib.gz --timeout 120 --result out.txt
+  milpver verify query.vnnlib --network f=model.onnx
+  milpver verify --instances instances.csv --results results.csv"""
+
+SUPPORTS_EXAMPLES = """\
+example:
+  milpver supports --vnnlib-versions"""
 
 SOLVERS_EXAMPLES = """\
 example:
@@ -199,6 +227,9 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     add("export", "the program of one input and one competing class as a file", EXPORT_EXAMPLES, _export)
     add("import-solution", "check a solution of an exported program", IMPORT_EXAMPLES, _import_solution)
     add("demo", "both questions on shipped handwritten digits, with a picture", DEMO_EXAMPLES, _demo)
+    add("train", "train a network to survive pruning, and export it", TRAIN_EXAMPLES, _train)
+    add("verify", "whether a property in VNN-LIB holds, one or a list of them", VERIFY_EXAMPLES, _verify)
+    add("supports", "what queries are taken, as VNN-LIB 2.0 asks", SUPPORTS_EXAMPLES, _supports)
     add("solvers", "the solvers, whether they are available, or why not", SOLVERS_EXAMPLES, _json)
     return parser, commands
 
@@ -405,9 +436,137 @@ def _common(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--quiet", action="store_true", help="no progress and no notes; the table stays")
 
 
+def _verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "files",
+        nargs="*",
+        metavar="FILE",
+        help="MODEL.onnx PROPERTY.vnnlib[.gz], or with --network: QUERY.vnnlib",
+    )
+    parser.add_argument(
+        "--network",
+        action="append",
+        default=[],
+        metavar="NAME=MODEL",
+        help="the file of the network that a query in VNN-LIB 2.0 declares under this name",
+    )
+    parser.add_argument(
+        "--budget", metavar="LIST", help="the property has to hold under all masks: see milpver margin (none)"
+    )
+    parser.add_argument("--result", metavar="FILE", help="write the answer to FILE as well")
+    batch = parser.add_argument_group("batch")
+    batch.add_argument(
+        "--instances",
+        metavar="CSV",
+        help="lines onnx,vnnlib,timeout; paths are relative to the file's folder",
+    )
+    batch.add_argument(
+        "--results", metavar="CSV", help="a line an instance; a file that is there is continued"
+    )
+    batch.add_argument("--counterexamples", metavar="DIR", help="write the counterexamples of a batch to DIR")
+    search = parser.add_argument_group("search")
+    search.add_argument(
+        "--solver", default="auto", metavar="NAME", help="auto: the native search; or a MILP solver (auto)"
+    )
+    search.add_argument(
+        "--bounds", default="alpha-crown", metavar="NAME", help="alpha-crown, crown, budget or interval"
+    )
+    search.add_argument(
+        "--timeout", default="300", metavar="S", help="seconds in all; of a batch its own count (300)"
+    )
+    search.add_argument("--threads", default="1", metavar="N", help="threads (1)")
+    search.add_argument("--memory", default="4G", metavar="SIZE", help="memory limit, K, M, G or T (4G)")
+    search.add_argument("--seed", default="0", metavar="N", help="random seed (0)")
+    search.add_argument(
+        "--device", default="auto", metavar="NAME", help="where bounds are computed: auto, cpu or cuda (auto)"
+    )
+
+
+def _supports(parser: argparse.ArgumentParser) -> None:
+    for name in (
+        "onnx-opset-versions",
+        "onnx-element-types",
+        "onnx-operators",
+        "vnnlib-versions",
+        "hidden-node-theories",
+        "multiple-input-output-theories",
+        "multiple-network-theories",
+        "multiple-node-comparison-theories",
+        "arithmetic-complexity-theories",
+        "optimised-disjunctive-reasoning",
+        "serialise-assignments",
+        "unsat-proofs",
+    ):
+        parser.add_argument(f"--{name}", action="store_true", help="see VNN-LIB 2.0, section on solvers")
+
+
 def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", default="milpver-demo", metavar="DIR", help="folder for records and picture (milpver-demo)"
     )
     parser.add_argument("--count", default="12", metavar="N", help="number of digits, 1 to 60 (12)")
     parser.add_argument("--quiet", action="store_true", help="no progress and no notes; the tables stay")
+
+
+def _train(parser: argparse.ArgumentParser) -> None:
+    need = parser.add_argument_group("what is trained")
+    need.add_argument(
+        "--arch",
+        required=True,
+        metavar="A",
+        help="784-128-64-32-10: inputs, hidden layers, classes; conv8-conv16-200-10; smallconv",
+    )
+    need.add_argument("--no-bias", action="store_true", help="layers without biases, as the paper's")
+    need.add_argument(
+        "--data",
+        required=True,
+        metavar="D",
+        help="training images: .npz, .csv (label first), or a folder of idx files",
+    )
+    need.add_argument("--test-data", metavar="D", help="test images (of a folder, its own test images)")
+    need.add_argument("--save", required=True, metavar="FILE", help="the ONNX file to write")
+    data = parser.add_argument_group("data")
+    data.add_argument("--keys", metavar="X,Y", help="names of inputs and labels in an .npz file (x,y)")
+    data.add_argument("--test-keys", metavar="X,Y", help="the same for --test-data (those of --keys)")
+    data.add_argument("--scale", metavar="S", help="divide the inputs of an .npz or .csv file by S")
+    data.add_argument(
+        "--mean", metavar="M", help="the network starts with (x - M) / S; a number or one a channel"
+    )
+    data.add_argument("--std", metavar="S", help="see --mean")
+    how = parser.add_argument_group("method")
+    how.add_argument(
+        "--method",
+        default="standard",
+        metavar="NAME",
+        help="standard, robust, sam, targeted-dropout or exact-bound (standard)",
+    )
+    how.add_argument(
+        "--budget", metavar="LIST", help="neurons that may be removed, see milpver margin (none)"
+    )
+    how.add_argument("--lambda1", metavar="L", help="weight of the hinge (0.3), or of the bound (1)")
+    how.add_argument("--lambda2", default="0.1", metavar="L", help="robust: weight of the ratio (0.1)")
+    how.add_argument("--epsilon", default="0.1", metavar="E", help="robust: least margin of the ratio (0.1)")
+    how.add_argument("--rho", default="0.05", metavar="R", help="sam: radius (0.05)")
+    how.add_argument(
+        "--targeted", default="0.5", metavar="P", help="targeted-dropout: share of a layer targeted (0.5)"
+    )
+    how.add_argument(
+        "--drop", default="0.5", metavar="P", help="targeted-dropout: probability to be dropped (0.5)"
+    )
+    how.add_argument("--warmup", default="5", metavar="N", help="epochs before the method's own terms (5)")
+    how.add_argument(
+        "--ramp", default="10", metavar="N", help="epochs in which they grow to full weight (10)"
+    )
+    run = parser.add_argument_group("run")
+    run.add_argument("--epochs", default="120", metavar="N", help="passes over the images (120)")
+    run.add_argument("--batch", default="128", metavar="N", help="images a step (128)")
+    run.add_argument("--lr", default="1e-3", metavar="R", help="Adam's learning rate (1e-3)")
+    run.add_argument("--weight-decay", default="1e-3", metavar="W", help="of Adam (1e-3)")
+    run.add_argument("--schedule", default="cosine", metavar="NAME", help="cosine to 0, or constant (cosine)")
+    run.add_argument("--seed", default="0", metavar="N", help="random seed (0)")
+    run.add_argument("--threads", default="1", metavar="N", help="threads (1)")
+    run.add_argument(
+        "--checkpoint", metavar="FILE", help="kept after every epoch; continued where it is there"
+    )
+    run.add_argument("--log", metavar="FILE", help="write a CSV line an epoch")
+    run.add_argument("--quiet", action="store_true", help="no progress and no notes; the result stays")

@@ -157,7 +157,7 @@ class _Normaliser:
                     low, high = met
                     raise self._error(
                         comparison,
-                        f"an empty box: {self._declared.name(variable)} >= {_shown(low)} and <= {_shown(high)}",
+                        f"an empty box: {_shown(low)} <= {self._declared.name(variable)} <= {_shown(high)}",
                         "correct the bounds",
                     )
                 box[variable] = met
@@ -225,7 +225,7 @@ class _Normaliser:
             if len(missing):
                 side = "lower" if np.isnan(own[0, missing[0]]) else "upper"
                 raise DataError(
-                    f"{self._declared.source}: input {self._declared.name(int(missing[0]))} has no {side} bound",
+                    f"{self._declared.source}: {self._declared.name(int(missing[0]))} has no {side} bound",
                     needed="a lower and an upper bound of every input, in every alternative",
                     fix="add the bound; the file may have been cut",
                 )

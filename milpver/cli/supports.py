@@ -1,0 +1,60 @@
+"""``milpver supports``: what queries and networks are taken, as VNN-LIB 2.0 asks every solver to say."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+
+from milpver.errors import QueryError
+
+__all__ = ["run"]
+
+#: Answers that do not depend on what is installed, line by line.
+_FIXED = {
+    "onnx_element_types": (
+        "real",
+        "float32 * unsat is proven in exact arithmetic, sat by a float32 run",
+    ),
+    "vnnlib_versions": ("1.0", "2.0"),
+    "hidden_node_theories": ("NH",),
+    "multiple_input_output_theories": ("SIO",),
+    "multiple_network_theories": ("SNET",),
+    "multiple_node_comparison_theories": ("SNC", "MNC"),
+    "arithmetic_complexity_theories": ("BND", "OUTC", "LIN"),
+    "optimised_disjunctive_reasoning": ("true",),
+    "serialise_assignments": ("false",),
+    "unsat_proofs": ("false",),
+}
+
+
+def run(arguments: Namespace) -> int:
+    """Print the answers to the capabilities asked for."""
+    asked = [
+        name for name, value in vars(arguments).items() if value is True and (name in _FIXED or name in _OWN)
+    ]
+    if not asked:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in (*_OWN, *_FIXED))
+        raise QueryError("no capability", needed=f"one of {names}", fix="milpver supports --vnnlib-versions")
+    for name in asked:
+        lines = _OWN[name]() if name in _OWN else _FIXED[name]
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
+    return 0
+
+
+def _opsets() -> tuple[str, ...]:
+    """The oldest and the newest operator set."""
+    import onnx  # noqa: PLC0415  only for this answer
+
+    from milpver.onnx_file import OLDEST_OPSET  # noqa: PLC0415  as above
+
+    return str(OLDEST_OPSET), str(onnx.defs.onnx_opset_version())
+
+
+def _operators() -> tuple[str, ...]:
+    """The operators that are lowered."""
+    from milpver.onnx_import import lowerings  # noqa: PLC0415  only for this answer
+
+    return tuple(sorted(lowerings()))
+
+
+_OWN = {"onnx_opset_versions": _opsets, "onnx_operators": _operators}

@@ -1,0 +1,582 @@
+"""Does a property hold: attack first, then bounds, then search, over every box and alternative of it.
+
+``sat`` is a counterexample: a float32 input inside the exact box whose outputs, by ONNX Runtime on the
+original file, meet the formula as written without any tolerance, and which the float64 evaluation confirms.
+``unsat`` is a proof for every alternative of every region: a lower bound > 0 of its value, which is
+``max_r (A_r y - b_r)``, rounded outward at every step, or a MILP solver's above its tolerance. Where the two
+disagree within rounding (a float32 run that violates what holds in exact arithmetic) it is ``unknown``.
+
+torch takes longer to load than small networks take to be attacked, so it is loaded after a first attack.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from milpver import registry
+from milpver.attack.pgd import Goal, GraphOracle, RemovedGates, TensorOracle, attack, evaluate
+from milpver.errors import MilpverError, QueryError, SolverUnavailableError
+from milpver.graph import Affine, Graph
+from milpver.linear import Float, Sparse
+from milpver.network import Network
+from milpver.property import Property, Region
+from milpver.query import NATIVE, Box, Budget, Options, removed_pairs
+from milpver.replay import Replay
+from milpver.rounding import float32_error
+from milpver.solver import Limits, Stop
+from milpver.verdict import SOLVER_TOLERANCE
+
+if TYPE_CHECKING:
+    from milpver.bounding import Bounds
+    from milpver.bounds._tensors import TensorGraph
+    from milpver.encoder import Encoded
+    from milpver.solver import Solver
+
+__all__ = ["Outcome", "PropertyAnswer", "verify_property"]
+
+Float32 = NDArray[np.float32]
+
+#: Products in one run of a network up to which it is attacked in numpy first.
+_SMALL = 2_000_000
+#: Restarts for each alternative and steps of the first attack, and of the one in torch.
+_FIRST, _SECOND = (8, 30), (16, 60)
+#: Candidates that float32 refuses and whose neighbours are tried, in all.
+_RETRIES = 20
+#: Bytes that open nodes of a search may take where the user sets no limit.
+_MEMORY = 1 << 30
+#: An unconfirmed point's value for the search: not a counterexample, however low it is in float64.
+_UNCONFIRMED = float(np.finfo(np.float64).tiny)
+
+
+class Outcome(StrEnum):
+    """The answer in one word, as the competition's result files have it."""
+
+    SAT = "sat"
+    UNSAT = "unsat"
+    UNKNOWN = "unknown"
+    TIMEOUT = "timeout"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PropertyAnswer:
+    """What was found.
+
+    Attributes:
+        outcome: the answer.
+        seconds: wall-clock time.
+        x: the counterexample, float32 [inputs], or None.
+        y: its outputs by ONNX Runtime, float32 [outputs], or None.
+        removed: (layer, neuron) pairs of the counterexample's mask.
+        engine: what settled it: attack, bounds, search, or a solver's name; "" where nothing did.
+        nodes: of searches.
+        message: one line, where there is something to say.
+    """
+
+    outcome: Outcome
+    seconds: float
+    x: Float32 | None = None
+    y: Float32 | None = None
+    removed: tuple[tuple[int, int], ...] = ()
+    engine: str = ""
+    nodes: int = 0
+    message: str = ""
+
+
+def verify_property(
+    network: Network,
+    prop: Property,
+    *,
+    budget: Budget | None = None,
+    options: Options | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    spent: float = 0.0,
+) -> PropertyAnswer:
+    """Prove a property, or find a counterexample.
+
+    Args:
+        network: the network.
+        prop: the property, of the same numbers of inputs and outputs.
+        budget: masks under all of which the property has to hold; None: nothing is removed.
+        options: how to answer; ``solver`` auto or bab: the native search.
+        should_stop: asked now and then; True ends the run with ``unknown``.
+        spent: seconds of the time limit that are gone already.
+
+    Raises:
+        QueryError: the property does not fit the network, or asks about probabilities.
+        PluginError: an unknown solver, encoding or bounding.
+        SolverUnavailableError: the solver asked for is missing.
+    """
+    _check(network, prop)
+    question = _Question(
+        network, prop, budget or Budget(), options or Options(solver="auto"), should_stop, spent
+    )
+    question.run()
+    return question.answer()
+
+
+def _check(network: Network, prop: Property) -> None:
+    """Refuse a property that does not fit the network."""
+    fix = "name the network that the property was written for"
+    for noun, declared, own in (
+        ("inputs", prop.inputs, network.graph.inputs),
+        ("outputs", prop.outputs, network.graph.outputs),
+    ):
+        if declared != own:
+            raise QueryError(
+                f"{prop.source} declares {declared} {noun}, {network.path} has {own}",
+                needed=f"as many {noun} as the network has",
+                fix=fix,
+            )
+    if network.softmax:
+        raise QueryError(
+            f"{network.path} ends in a softmax, so that {prop.source} is about probabilities",
+            needed="a network whose outputs are piecewise linear",
+            fix="remove the softmax from the file, and state the property on what it gets",
+        )
+    if network.dtype != "float32":
+        raise QueryError(
+            f"{network.path} computes in {network.dtype}",
+            needed="a float32 network",
+            fix="export it as float32",
+        )
+
+
+@dataclass(slots=True, eq=False)
+class _Case:
+    """A region with what is known of it.
+
+    Attributes:
+        region: the region.
+        goal: its box and alternatives for attacks, the box rounded inward.
+        lower: proven lower bounds of the alternatives' values, rounded outward, float64 [alternatives].
+        solved: the same on a solver's word.
+        best: the smallest float64 value met of each alternative, float64 [alternatives].
+        points: inputs that have them, float64 [alternatives, inputs].
+    """
+
+    region: Region
+    goal: Goal
+    lower: Float
+    solved: Float
+    best: Float
+    points: Float
+
+
+class _Question:
+    """One property of one network, under way."""
+
+    def __init__(
+        self,
+        network: Network,
+        prop: Property,
+        budget: Budget,
+        options: Options,
+        should_stop: Callable[[], bool] | None,
+        spent: float,
+    ) -> None:
+        self.network = network
+        self.prop = prop
+        self.budget = budget
+        self.options = options
+        self._should_stop = should_stop
+        self._start = time.perf_counter() - spent
+        self._graph = _joined(network.graph) if prop.joint else network.graph
+        self._cases = [_case(region) for region in prop.regions]
+        self._witness: tuple[Float32, Float32, RemovedGates] | None = None
+        self._float32_only = False
+        self._float64_only = False
+        self._retries = _RETRIES
+        self._scale = 1.0
+        self._nodes = 0
+        self._engine = ""
+        self._message = ""
+        self._gave_up = False
+
+    # ------------------------------------------------------------------------------- course
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent."""
+        return time.perf_counter() - self._start
+
+    @property
+    def remaining(self) -> float:
+        """Seconds left, at least 0."""
+        return max(0.0, self.options.timeout - self.seconds)
+
+    def stopped(self) -> bool:
+        """Whether to end: time is up, or the user wants to stop."""
+        return self.remaining <= 0 or (self._should_stop is not None and self._should_stop())
+
+    def _over(self, end: float) -> bool:
+        """Whether a part of the work has used up its time, or everything has to end."""
+        return time.perf_counter() > end or self.stopped()
+
+    def run(self) -> None:
+        """Settle the question as far as the limits allow."""
+        native = self.options.solver in NATIVE
+        solver: Solver | None = None
+        if not native:
+            solver = registry.load("solvers", self.options.solver)
+            found = solver.availability()
+            if not found.available:
+                raise SolverUnavailableError(
+                    found.reason, needed="an available solver", fix="see milpver solvers"
+                )
+        registry.names("bounds")
+        if self._attack_first() or self.stopped():
+            return
+        if self._attack_again() or self.stopped():
+            return
+        for patient in (False, True):
+            waiting = [case for case in self._cases if not self._proven(case).all()]
+            for place, case in enumerate(waiting):
+                if self._witness is not None or self.stopped():
+                    return
+                seconds = self.remaining / (1 if patient else len(waiting) - place)
+                self._prove(case, seconds, solver)
+            if len(waiting) <= 1:
+                break
+
+    def answer(self) -> PropertyAnswer:
+        """What came of it."""
+        x = y = None
+        removed: tuple[tuple[int, int], ...] = ()
+        message = self._message
+        if self._witness is not None:
+            outcome = Outcome.SAT
+            x, y, masks = self._witness
+            removed = removed_pairs(self.network, masks)
+        elif all(self._proven(case).all() for case in self._cases):
+            outcome = Outcome.UNSAT
+            if self._violated_in_float32():
+                outcome = Outcome.UNKNOWN
+                message = "it holds in exact arithmetic, and a float32 run violates it within rounding"
+        elif self.remaining <= 0:
+            outcome = Outcome.TIMEOUT
+        else:
+            outcome = Outcome.UNKNOWN
+        if outcome not in (Outcome.SAT, Outcome.UNSAT) and self._float64_only and not message:
+            message = "a counterexample in float64 has no float32 neighbour that ONNX Runtime confirms"
+        return PropertyAnswer(outcome, self.seconds, x, y, removed, self._engine, self._nodes, message)
+
+    def _proven(self, case: _Case) -> NDArray[np.bool_]:
+        """Alternatives that no input of the region meets, bool [alternatives]."""
+        return (case.lower > 0) | (case.solved > SOLVER_TOLERANCE * self._scale)
+
+    # ------------------------------------------------------------------------------- attacks
+
+    def _attack_first(self) -> bool:
+        """A first attack without torch, where the network is small; True once the question is settled."""
+        masked = bool(self.budget.groups)
+        if masked or _products(self._graph) > _SMALL:
+            return False
+        restarts, steps = _FIRST
+        return self._attack(GraphOracle(self._graph), restarts, steps, seed=self.options.seed)
+
+    def _attack_again(self) -> bool:
+        """The attack in torch, over masks as well; True once the question is settled."""
+        gates = [node for group in self.budget.groups for node in group.nodes]
+        small = not gates and _products(self._graph) <= _SMALL
+        restarts, steps = _FIRST if small else _SECOND
+        oracle = TensorOracle(self._tensors, gates)
+        return self._attack(oracle, restarts, steps, seed=self.options.seed + 1)
+
+    def _attack(self, oracle: GraphOracle | TensorOracle, restarts: int, steps: int, seed: int) -> bool:
+        for case in self._cases:
+            if self.stopped():
+                return False
+            if not case.region.has_float32:
+                continue
+            end = time.perf_counter() + self.remaining / 4 / len(self._cases)
+            best, points = attack(
+                oracle,
+                case.goal,
+                partial(self._offer, case),
+                restarts=restarts,
+                steps=steps,
+                seed=seed,
+                budget=self.budget,
+                graph=self._graph,
+                expired=partial(self._over, end),
+            )
+            better = best < case.best
+            case.best = np.where(better, best, case.best)
+            case.points[better] = points[better]
+            if self._witness is not None:
+                self._engine = "attack"
+                return True
+        return False
+
+    # ------------------------------------------------------------------------------- witnesses
+
+    def _offer(self, case: _Case, x: Float, removed: RemovedGates) -> bool:
+        """Check candidates; whether one of them is a counterexample."""
+        return self._witness is not None or bool((self._replayed(case, x, removed) <= 0).any())
+
+    def _replayed(self, case: _Case, x: Float, removed: RemovedGates) -> Float:
+        """The best value of each alternative over candidates, > 0 where no counterexample was confirmed.
+
+        Args:
+            case: the region.
+            x: float64 [n, inputs].
+            removed: Gate node -> bool [n, gates].
+        """
+        region = case.region
+        nothing: Float = np.full(case.goal.alternatives, np.inf)
+        if not region.has_float32:
+            return nothing
+        near = np.clip(x, region.inner_lower, region.inner_upper).astype(np.float32)
+        values = case.goal.values(self._outputs(near, removed))
+        self._scale = max(self._scale, float(np.abs(values[np.isfinite(values)]).max(initial=0.0)))
+        lowest: Float = values.min(axis=0)
+        better = lowest < case.best
+        case.best = np.where(better, lowest, case.best)
+        case.points[better] = near[values.argmin(axis=0)[better]]
+        order = np.argsort(values.min(axis=1), kind="stable")
+        for i in order[values[order].min(axis=1) <= 0][:4]:
+            if self._confirm(case, near[i], {node: gone[i] for node, gone in removed.items()}):
+                return np.asarray(values[i])
+        return np.asarray(np.maximum(lowest, _UNCONFIRMED))
+
+    def _outputs(self, x: Float32, removed: RemovedGates) -> Float:
+        """Outputs in float64, of the joined graph where rows range over inputs as well."""
+        if "_tensors" not in self.__dict__:
+            return self._graph.evaluate(x.astype(np.float64), removed)
+        import torch  # noqa: PLC0415  loaded already
+
+        tensors = self._tensors
+        masks = {node: tensors.tensor((~gone).astype(np.float64)) for node, gone in removed.items()}
+        with torch.no_grad():
+            found: Float = evaluate(tensors, tensors.tensor(x.astype(np.float64)), masks).cpu().numpy()
+        return found
+
+    def _confirm(self, case: _Case, x: Float32, removed: Mapping[int, NDArray[np.bool_]]) -> bool:
+        """Whether a point, or a float32 neighbour of it, is a counterexample in float32 and float64 both."""
+        if not self.budget.admits(self._graph, removed):
+            raise ValueError("a candidate removes neurons that the budget forbids")
+        if self._check(case, x[None], removed):
+            return True
+        self._float64_only = True
+        if self._retries > 0:
+            self._retries -= 1
+            return self._check(case, self._neighbours(case.region, x), removed)
+        return False
+
+    def _check(self, case: _Case, x: Float32, removed: Mapping[int, NDArray[np.bool_]]) -> bool:
+        """Whether any of some float32 points is a counterexample; keeps the first."""
+        region = case.region
+        inside = np.all((x >= region.inner_lower) & (x <= region.inner_upper), axis=1)
+        x = x[inside]
+        if len(x) == 0:
+            return False
+        masks = {node: np.repeat(gone[None], len(x), axis=0) for node, gone in removed.items()}
+        y = self._replay.outputs(x, masks)
+        excess = case.goal.values(_with_inputs(y, x, self.prop.joint))
+        exact = case.goal.values(self._graph.evaluate(x.astype(np.float64), masks))
+        for i in np.argsort(excess.min(axis=1), kind="stable"):
+            if not (excess[i].min() <= 0 and self.prop.violated(x[i], y[i])):
+                continue
+            if exact[i].min() > 0:
+                self._float32_only = True
+                continue
+            apart = np.abs(y[i] - self.network.graph.evaluate(x[i : i + 1].astype(np.float64), removed)[0])
+            error = float32_error(self.network, x[i : i + 1].astype(np.float64), removed)[0]
+            if np.any(apart > error):
+                raise MilpverError(
+                    f"{self.network.path}: ONNX Runtime and the graph differ by {float(apart.max()):.3g}, which "
+                    "rounding cannot explain",
+                    needed="a network that both run alike",
+                    fix="please report it with the model",
+                )
+            self._witness = (x[i], y[i], dict(removed))
+            return True
+        return False
+
+    def _neighbours(self, region: Region, x: Float32) -> Float32:
+        """Float32 points around one: single steps, small random ones, and steps towards the centre."""
+        rng = np.random.default_rng(self.options.seed)
+        around = np.repeat(x[None], 64, axis=0)
+        for k in range(1, len(around)):
+            steps = rng.integers(-(1 + k // 8), 2 + k // 8, len(x)) * (rng.random(len(x)) < rng.random())
+            for _ in range(int(np.abs(steps).max(initial=0))):
+                direction = np.sign(steps).astype(np.float32) * np.float32(np.inf)
+                around[k] = np.where(steps != 0, np.nextafter(around[k], direction), around[k])
+                steps = steps - np.sign(steps)
+        low, high = region.inner_lower.astype(np.float32), region.inner_upper.astype(np.float32)
+        return np.clip(around, low, high)
+
+    def _violated_in_float32(self) -> bool:
+        """Whether float32 runs at or around the best points violate what was proven in exact arithmetic."""
+        if self._float32_only:
+            return True
+        for case in self._cases:
+            close = np.flatnonzero(case.best < 1e-5 * self._scale)
+            for k in close[:4]:
+                x = case.points[k].astype(np.float32)
+                around = np.concatenate([x[None], self._neighbours(case.region, x)])
+                y = self._replay.outputs(around)
+                if any(self.prop.violated(*each) for each in zip(around, y, strict=True)):
+                    return True
+        return False
+
+    # ------------------------------------------------------------------------------- proofs
+
+    @cached_property
+    def _tensors(self) -> TensorGraph:
+        """The graph on the device of the run."""
+        import torch  # noqa: PLC0415  only where a first attack has not settled the question
+
+        from milpver.bounds._tensors import TensorGraph, pick_device  # noqa: PLC0415  as above
+
+        torch.set_num_threads(self.options.threads)
+        return TensorGraph(self._graph, pick_device(self.options.device))
+
+    @cached_property
+    def _replay(self) -> Replay:
+        """The original file in ONNX Runtime, without anything inserted where nothing can be removed."""
+        masked = bool(self.budget.groups)
+        network = self.network if masked else replace(self.network, layers=())
+        return Replay(network, threads=self.options.threads)
+
+    def _prove(self, case: _Case, seconds: float, solver: Solver | None) -> None:
+        """Work on one region: bounds, then a search or a solver."""
+        end = time.perf_counter() + seconds
+        bounds = self._bounds(case, end)
+        if self._proven(case).all():
+            self._engine = self._engine or "bounds"
+            return
+        if solver is None:
+            solver = registry.load("solvers", NATIVE[self.options.solver])
+        self._solve(case, bounds, solver, end)
+
+    def _bounds(self, case: _Case, end: float) -> Bounds:
+        """Bounds of every node and of all rows."""
+        region, goal = case.region, case.goal
+        bounding = registry.load("bounds", self.options.bounds)
+        bounds: Bounds = bounding.bound(
+            self._graph,
+            region.lower[None],
+            region.upper[None],
+            self.budget,
+            goal.rows[None],
+            self.options.device,
+            hurry=partial(self._over, (time.perf_counter() + end) / 2),
+        )
+        rows = np.nextafter(bounds.rows_lower[0] - goal.limits, -np.inf)
+        first = np.searchsorted(goal.owner, np.arange(goal.alternatives))
+        case.lower = np.maximum(case.lower, np.maximum.reduceat(rows, first))
+        return bounds
+
+    def _solve(self, case: _Case, bounds: Bounds, solver: Solver, end: float) -> None:
+        """The alternatives' programs, the most endangered first."""
+        from milpver.encoder import encode  # noqa: PLC0415  only where a solver is asked
+
+        region = case.region
+        centre = np.where(region.lower == region.upper, region.lower, (region.lower + region.upper) / 2)
+        box = Box(centre, region.lower, region.upper, region.lower, region.upper)
+        encoding = registry.load("encodings", self.options.encoding)
+        encoded = encode(self._graph, box, self.budget, bounds, encoding)
+        self._engine = solver.name
+        for patient in (False, True):
+            tried = [k for k in np.argsort(case.lower, kind="stable") if not self._proven(case)[k]]
+            for place, k in enumerate(tried):
+                left = min(end - time.perf_counter(), self.remaining)
+                if left <= 0 or self._witness is not None or self.stopped():
+                    return
+                self._solve_alternative(
+                    case, int(k), encoded, solver, left / (1 if patient else len(tried) - place)
+                )
+
+    def _solve_alternative(
+        self, case: _Case, k: int, encoded: Encoded, solver: Solver, seconds: float
+    ) -> None:
+        """Minimise one alternative's value, and take from the solver what can be checked."""
+        own = np.flatnonzero(case.goal.owner == k)
+        if len(own) == 1:
+            columns, coefficients, constant = encoded.row(case.goal.rows[own[0]])
+            offset = constant - float(case.goal.limits[own[0]])
+            program = encoded.builder.build().with_objective(columns, coefficients, offset)
+        else:
+            value = encoded.builder.add_columns("value", np.array([-np.inf]), np.array([np.inf]))
+            for row in own:
+                columns, coefficients, constant = encoded.row(case.goal.rows[row])
+                blocks = [(columns, coefficients[None]), (value, np.array([[-1.0]]))]
+                encoded.builder.add_matrix_rows(blocks, -np.inf, float(case.goal.limits[row]) - constant, 1)
+            program = encoded.builder.build().with_objective(value, np.ones(1), 0.0)
+        limits = Limits(
+            seconds=seconds,
+            gap=self.options.gap / 2,
+            threads=self.options.threads,
+            seed=self.options.seed,
+            memory=self.options.memory,
+            objective_stop=-SOLVER_TOLERANCE * self._scale,
+            bound_stop=2 * SOLVER_TOLERANCE * self._scale,
+        )
+        stop = self._should_stop
+        solution = solver.solve(
+            program,
+            limits,
+            options=self.options.solver_options,
+            should_stop=None if stop is None else lambda _progress: stop(),
+        )
+        self._nodes += solution.nodes
+        if solution.x is not None:
+            masks = {node: gone[None] for node, gone in encoded.removed(solution.x).items()}
+            self._replayed(case, encoded.point(solution.x)[None], masks)
+        if solution.stop in (Stop.ERROR, Stop.INFEASIBLE, Stop.UNBOUNDED):
+            self._message = solution.message or f"the solver says {solution.stop.value}, which cannot be"
+        elif solution.lower <= case.best[k] + SOLVER_TOLERANCE * self._scale:
+            case.solved[k] = max(float(case.solved[k]), solution.lower)
+        else:
+            self._message = (
+                f"the solver's bound {solution.lower:.9g} is refuted by a value of {case.best[k]:.9g}"
+            )
+            case.solved[:] = -np.inf
+
+
+def _case(region: Region) -> _Case:
+    """A region of which nothing is known."""
+    count = len(region.alternatives)
+    pairs = [(each.rows, each.limits) for each in region.alternatives]
+    inside = region.has_float32
+    low = region.inner_lower if inside else region.lower
+    high = region.inner_upper if inside else region.upper
+    goal = Goal.of(low, high, pairs)
+    nothing = np.full(count, -np.inf)
+    return _Case(region, goal, nothing, nothing.copy(), np.full(count, np.inf), np.tile(low, (count, 1)))
+
+
+def _joined(graph: Graph) -> Graph:
+    """The graph with its input joined to its output, for rows over both."""
+    outputs, inputs = graph.outputs, graph.inputs
+    eye = sparse.eye_array(outputs + inputs, format="csr")
+    top, bottom = sparse.csr_array(eye[:, :outputs]), sparse.csr_array(eye[:, outputs:])
+    terms = ((len(graph.nodes) - 1, Sparse(top)), (0, Sparse(bottom)))
+    return Graph((*graph.nodes, Affine(terms, np.zeros(outputs + inputs), "output and input")))
+
+
+def _with_inputs(outputs: Float32, x: Float32, joint: bool) -> Float:
+    """Outputs as rows over them take them, float64 [n, outputs] or [n, outputs + inputs]."""
+    found: Float = (np.concatenate([outputs, x], axis=1) if joint else outputs).astype(np.float64)
+    return found
+
+
+def _products(graph: Graph) -> int:
+    """Products in one run of the network."""
+    return sum(
+        linear.outputs * linear.row_terms
+        for node in graph.nodes
+        if isinstance(node, Affine)
+        for _, linear in node.terms
+    )
