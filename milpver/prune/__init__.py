@@ -1,0 +1,1 @@
+"""Pruning by heuristics, and networks that are really smaller for it."""

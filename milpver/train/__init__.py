@@ -1,0 +1,1 @@
+"""Training of networks that survive pruning: architectures, methods, checkpoints, export to ONNX."""
