@@ -36,7 +36,7 @@ from milpver.bounds._workspace import Workspace, per_gate, top_kept
 from milpver.graph import Affine, Gate, Input, Max, Relu
 from milpver.query import BudgetGroup
 
-__all__ = ["Multipliers", "ReluLines", "bound_sensitivities", "crown_bounds", "optimised_rows"]
+__all__ = ["Multipliers", "ReluLines", "backward", "bound_sensitivities", "crown_bounds", "optimised_rows"]
 
 #: Elements of the largest temporary (batch x rows x entries) of a backward pass.
 _CHUNK = 1 << 23
@@ -167,7 +167,7 @@ def bound_sensitivities(
             workspace.lows[index] = workspace.lows[index].detach().clone().requires_grad_()
             workspace.highs[index] = workspace.highs[index].detach().clone().requires_grad_()
             leaves += [workspace.lows[index], workspace.highs[index]]
-        found, arrived = _backward(workspace, last, rows, multipliers, rounded=False)
+        found, arrived = backward(workspace, last, rows, multipliers, rounded=False)
         fallen: list[torch.Tensor | None] = [None] * len(leaves)
         if found.requires_grad:
             fallen = list(torch.autograd.grad(found.sum(), leaves, allow_unused=True))
@@ -250,11 +250,11 @@ def optimised_rows(
         float64 [batch, rows], rounded outward, and the multipliers they were evaluated at.
     """
     best = first.clone() if first is not None else Multipliers()
-    value, _ = _backward(workspace, start, rows, best, rounded=steps == 0)
+    value, _ = backward(workspace, start, rows, best, rounded=steps == 0)
     if steps and best.leaves():
         value = _ascend(workspace, start, rows, best, value, steps)
     if steps:
-        value, _ = _backward(workspace, start, rows, best, rounded=True)
+        value, _ = backward(workspace, start, rows, best, rounded=True)
     return value.detach(), best
 
 
@@ -279,7 +279,7 @@ def _ascend(
         for leaf in leaves:
             leaf.requires_grad_(True)
         current.lam = {node: unit[node] * scales[node] for node in unit}
-        found, _ = _backward(workspace, start, rows, current, rounded=False)
+        found, _ = backward(workspace, start, rows, current, rounded=False)
         with torch.no_grad():
             better = found > value
             best.take(better, current)
@@ -337,10 +337,17 @@ class _Step:
     terms: int
 
 
-def _backward(
+def backward(
     workspace: Workspace, start: int, rows: torch.Tensor, multipliers: Multipliers, *, rounded: bool
 ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
     """One backward pass; multipliers that are missing are filled in with their first values.
+
+    Args:
+        workspace: with bounds of all nodes up to ``start``.
+        start: the node.
+        rows: float64 [batch, rows, size].
+        multipliers: what to evaluate at.
+        rounded: account for the error of rounding; without it nothing may rest on the bound.
 
     Returns:
         The bound, float64 [batch, rows] (rounded outward where asked), and the coefficients that arrived at

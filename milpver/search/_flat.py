@@ -1,0 +1,288 @@
+"""Backward linear bounds for batches of search nodes, of the neurons that need them and of no others.
+
+``bounds._crown`` pulls back the same rows for every box of a batch, with slopes that an ascent moves. A
+search over boxes bounds thousands of boxes in which few neurons are unstable, and in each others: here every
+row belongs to one box and to one neuron, rows of many boxes go through the network together (the weights are
+the same), and slopes are the first ones (``ReluLines.flat``). The lines and the rounding are those of
+``bounds._crown``; what rounding is charged is taken at the root's bounds, which hold in all boxes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from milpver.bounds._crown import ReluLines
+from milpver.bounds._rounding import gamma, outward
+from milpver.bounds._tensors import TensorGraph
+from milpver.bounds._workspace import Workspace
+from milpver.graph import Affine, Gate, Graph, Input, Relu
+
+__all__ = ["FlatCrown", "Layout"]
+
+#: Elements of a temporary of one step backward: what stays in a core's cache.
+_CHUNK = 1 << 16
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Where the bounds of each pre-activation stand in the flat arrays of search nodes.
+
+    Attributes:
+        graph: the network, of Input, Affine, Relu and unbudgeted Gate nodes.
+    """
+
+    graph: Graph
+
+    @cached_property
+    def relus(self) -> tuple[int, ...]:
+        """The Relu nodes, in order."""
+        return tuple(i for i, node in enumerate(self.graph.nodes) if isinstance(node, Relu))
+
+    @cached_property
+    def spans(self) -> dict[int, tuple[int, int]]:
+        """Node that some Relu reads -> first and last entry, in graph order."""
+        found: dict[int, tuple[int, int]] = {}
+        at = 0
+        for source in sorted({self.graph.nodes[relu].sources[0] for relu in self.relus}):
+            found[source] = (at, at + self.graph.nodes[source].size)
+            at = found[source][1]
+        return found
+
+    @property
+    def neurons(self) -> int:
+        """Number of entries."""
+        return max((last for _, last in self.spans.values()), default=0)
+
+    def joined(self, values: list[torch.Tensor]) -> torch.Tensor:
+        """Values of every node, [batch, size] each, as [batch, neurons]."""
+        parts = [values[source] for source in self.spans]
+        return torch.cat(parts, dim=1) if parts else values[0].new_zeros(len(values[0]), 0)
+
+
+class FlatCrown:
+    """Bounds many boxes that lie in one, the root.
+
+    Args:
+        tensors: the graph on its device.
+        root: the root's bounds of every node, a batch of one.
+        layout: of the arrays that bounds come in and go out by.
+    """
+
+    def __init__(self, tensors: TensorGraph, root: Workspace, layout: Layout) -> None:
+        self._tensors = tensors
+        self._graph = tensors.graph
+        self._layout = layout
+        self._largest = [root.largest(index)[0] for index in range(len(self._graph.nodes))]
+        self._charges = self._rounding(root)
+
+    def _rounding(self, root: Workspace) -> dict[int, torch.Tensor]:
+        """What a coefficient of 1 at an entry is charged for rounding, float64 [size] by node.
+
+        At an Affine node, as ``_crown._affine``: the products with M and b, n the terms of the longest sum.
+        Where a Relu reads the node, the slope that was sent on, rounded, and its constant: at most 8
+        roundings of ``|C| (u - l)``.
+        """
+        charges: dict[int, torch.Tensor] = {}
+        for index, node in enumerate(self._graph.nodes):
+            size = torch.zeros_like(self._largest[index])
+            read = any(isinstance(self._graph.nodes[reader], Relu) for reader in self._graph.consumers[index])
+            if read:
+                size = size + gamma(32) * self._largest[index]
+            if isinstance(node, Affine):
+                operators = self._tensors.operators[index]
+                longest = max(node.size, *(operator.column_terms for operator in operators)) + 4
+                size = size + gamma(4 * longest) * root.magnitudes[index][0]
+            if isinstance(node, Input):
+                size = size + gamma(2 * node.size + 8) * self._largest[index]
+            if bool((size > 0).any()):
+                charges[index] = size * (1 + gamma(64))
+        return charges
+
+    def refresh(
+        self, lower: torch.Tensor, upper: torch.Tensor, low: torch.Tensor, high: torch.Tensor, first: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tighten the bounds of unstable neurons.
+
+        Args:
+            lower, upper: the boxes, float64 [batch, inputs].
+            low, high: bounds known of every neuron, float64 [batch, neurons].
+            first: nodes before this one keep their bounds.
+
+        Returns:
+            New ``low`` and ``high``. Where one lies above the other, no input of the box fulfils the signs
+            that the known bounds stand for.
+        """
+        low, high = low.clone(), high.clone()
+        lines: dict[int, torch.Tensor] = {}
+        for source, (a, b) in self._layout.spans.items():
+            if source >= first and source > 0:
+                self._tighten(source, (lower, upper), low[:, a:b], high[:, a:b], lines)
+            lines[source] = _table(low[:, a:b], high[:, a:b])
+        return low, high
+
+    def _tighten(
+        self,
+        source: int,
+        box: tuple[torch.Tensor, torch.Tensor],
+        low: torch.Tensor,
+        high: torch.Tensor,
+        lines: dict[int, torch.Tensor],
+    ) -> None:
+        """Meet a node's bounds, in place, with backward ones of its unstable neurons."""
+        owner, neuron = ((low < 0) & (high > 0)).nonzero(as_tuple=True)
+        step = self._rows_at_once // 2
+        for start in range(0, len(owner), step):
+            at, which = owner[start : start + step], neuron[start : start + step]
+            rows = torch.zeros(len(at), low.shape[1], dtype=low.dtype, device=low.device)
+            rows[torch.arange(len(at), device=low.device), which] = 1.0
+            found, _ = self._backward(source, torch.cat([rows, -rows]), at.repeat(2), box, lines)
+            low[at, which] = torch.maximum(low[at, which], found[: len(at)])
+            high[at, which] = torch.minimum(high[at, which], -found[len(at) :])
+
+    @cached_property
+    def _rows_at_once(self) -> int:
+        """Rows that go through the network together."""
+        return max(32, _CHUNK // max(node.size for node in self._graph.nodes))
+
+    def rows(
+        self,
+        lower: torch.Tensor,
+        upper: torch.Tensor,
+        low: torch.Tensor,
+        high: torch.Tensor,
+        rows: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Bound rows over the output from below in every box.
+
+        Args:
+            lower, upper, low, high: as for ``refresh``.
+            rows: float64 [rows, outputs].
+
+        Returns:
+            Bounds, float64 [batch, rows], rounded outward, and the coefficients of the inputs in the linear
+            functions below that they are minima of, float64 [batch, rows, inputs].
+        """
+        spans = self._layout.spans.items()
+        lines = {source: _table(low[:, a:b], high[:, a:b]) for source, (a, b) in spans}
+        batch, count = len(low), len(rows)
+        owner = torch.arange(batch, device=low.device).repeat_interleave(count)
+        bounds: list[torch.Tensor] = []
+        slopes: list[torch.Tensor] = []
+        for start in range(0, len(owner), self._rows_at_once):
+            at = owner[start : start + self._rows_at_once]
+            which = torch.arange(start, start + len(at), device=low.device) % count
+            found, slope = self._backward(len(self._graph.nodes) - 1, rows[which], at, (lower, upper), lines)
+            bounds.append(found)
+            slopes.append(slope)
+        return torch.cat(bounds).view(batch, count), torch.cat(slopes).view(batch, count, -1)
+
+    def smear(self, low: torch.Tensor, high: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """How fast rows over the output may change with each input, for branching: not rounded outward.
+
+        The largest magnitude of the gradient over the box by interval arithmetic (smear, as in ReluVal, Wang
+        et al. 2018, section 4.2.3).
+
+        Args:
+            low, high: as for ``refresh``.
+            rows: one for each box, float64 [batch, outputs].
+
+        Returns:
+            float64 [batch, inputs].
+        """
+        pending: dict[int, tuple[torch.Tensor, torch.Tensor]] = {
+            len(self._graph.nodes) - 1: (rows, torch.zeros_like(rows))
+        }
+        while max(pending) > 0:
+            index = max(pending)
+            (c, r), node = pending.pop(index), self._graph.nodes[index]
+            sent: list[tuple[int, tuple[torch.Tensor, torch.Tensor]]] = []
+            if isinstance(node, Affine):
+                for (source, _), operator in zip(node.terms, self._tensors.operators[index], strict=True):
+                    sent.append((source, (operator.adjoint(c), operator.adjoint(r, operator.absolute))))
+            elif isinstance(node, Relu):
+                a, b = self._layout.spans[node.source]
+                active, dead = low[:, a:b] >= 0, high[:, a:b] <= 0
+                least = torch.where(active, c - r, (c - r).clamp(max=0.0)).masked_fill(dead, 0.0)
+                most = torch.where(active, c + r, (c + r).clamp(min=0.0)).masked_fill(dead, 0.0)
+                sent.append((node.source, ((least + most) / 2, (most - least) / 2)))
+            else:
+                sent.append((node.sources[0], (c, r)))
+            for source, (part, spread) in sent:
+                before = pending.get(source)
+                pending[source] = (part, spread) if before is None else (before[0] + part, before[1] + spread)
+        c, r = pending[0]
+        return c.abs() + r
+
+    def _backward(
+        self,
+        start: int,
+        rows: torch.Tensor,
+        owner: torch.Tensor,
+        box: tuple[torch.Tensor, torch.Tensor],
+        lines: dict[int, torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Bound rows over a node from below, each in its own box.
+
+        Args:
+            start: the node.
+            rows: float64 [rows, size].
+            owner: the box of each row, int64 [rows].
+            box: lower and upper limits, float64 [batch, inputs].
+            lines: node that a Relu reads -> flat slope, chord's slope and constant, float64 [batch, 3 size].
+
+        Returns:
+            The bounds, rounded outward, float64 [rows], and the coefficients of the inputs.
+        """
+        constant = rows.new_zeros(len(rows))
+        error, summed = torch.zeros_like(constant), torch.zeros_like(constant)
+        pending = {start: rows}
+        additions = 8
+        slope = rows.new_zeros(len(rows), self._graph.inputs)
+        while pending:
+            index = max(pending)
+            c, node = pending.pop(index), self._graph.nodes[index]
+            additions += 4
+            charge = self._charges.get(index)
+            if charge is not None:
+                error = error + c.abs() @ charge
+            added: torch.Tensor | None = None
+            sent: list[tuple[int, torch.Tensor]] = []
+            match node:
+                case Input():
+                    slope = c
+                    at = owner if len(box[0]) > 1 else torch.zeros_like(owner)
+                    added = torch.where(c > 0, c * box[0][at], c * box[1][at]).sum(dim=1)
+                case Affine():
+                    operators = self._tensors.operators[index]
+                    pairs = zip(node.terms, operators, strict=True)
+                    sent = [(source, operator.adjoint(c)) for (source, _), operator in pairs]
+                    added = c @ self._tensors.biases[index]
+                case Relu():
+                    flat, steep, missed = lines[node.source][owner].chunk(3, dim=1)
+                    down = c.clamp(max=0.0)
+                    added = (down * missed).sum(dim=1)
+                    error = error - gamma(2 * node.size + 32) * added
+                    sent = [(node.source, torch.addcmul((c - down) * flat, down, steep))]
+                case Gate():
+                    sent = [(node.source, c)]
+                case _:
+                    raise TypeError(f"node {index} is a {type(node).__name__}")
+            if added is not None:
+                constant = constant + added
+                summed = summed + added.abs()
+            for source, part in sent:
+                before = pending.get(source)
+                if before is not None:
+                    error = error + gamma(4) * ((before.abs() + part.abs()) @ self._largest[source])
+                pending[source] = part if before is None else before + part
+        error = error * (1 + gamma(4096)) + gamma(4 * additions) * summed + 1e-300
+        return outward(constant, constant, error)[0], slope
+
+
+def _table(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """The lines of a Relu for its input's bounds: flat, steep and missed, float64 [batch, 3 size]."""
+    lines = ReluLines.of(low, high)
+    return torch.cat([lines.flat, lines.steep, lines.missed], dim=1)
