@@ -49,6 +49,7 @@ FLOORS = {
     "milpver.solvers": 3,
     "milpver.attack": 4,
     "milpver.closed_form": 4,
+    "milpver.deviation": 4,
     "milpver.encoder": 4,
     "milpver.prune": 4,
     "milpver.replay": 4,
