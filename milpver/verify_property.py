@@ -49,6 +49,8 @@ Float32 = NDArray[np.float32]
 _SMALL = 2_000_000
 #: Restarts for each alternative and steps of the first attack, and of the one in torch.
 _FIRST, _SECOND = (8, 30), (16, 60)
+#: Products that the attack in torch may cost: a few seconds on one core.
+_MOST_PRODUCTS = 2e10
 #: Candidates that float32 refuses and whose neighbours are tried, in all.
 _RETRIES = 20
 #: Bytes that open nodes of a search may take where the user sets no limit.
@@ -287,8 +289,12 @@ class _Question:
     def _attack_again(self) -> bool:
         """The attack in torch, over masks as well; True once the question is settled."""
         gates = [node for group in self.budget.groups for node in group.nodes]
-        small = not gates and _products(self._graph) <= _SMALL
-        restarts, steps = _FIRST if small else _SECOND
+        if not gates and _products(self._graph) <= _SMALL:
+            return False
+        alternatives = max(case.goal.alternatives for case in self._cases)
+        passes = max(20, int(_MOST_PRODUCTS / (3 * alternatives * max(1, _products(self._graph)))))
+        steps = min(_SECOND[1], max(10, passes // 4))
+        restarts = min(_SECOND[0], max(1, passes // steps))
         oracle = TensorOracle(self._tensors, gates)
         return self._attack(oracle, restarts, steps, seed=self.options.seed + 1)
 
@@ -452,13 +458,35 @@ class _Question:
     def _prove(self, case: _Case, seconds: float, solver: Solver | None) -> None:
         """Work on one region: bounds, then a search or a solver."""
         end = time.perf_counter() + seconds
+        if solver is None:
+            self._search(case, end)
+            return
         bounds = self._bounds(case, end)
         if self._proven(case).all():
             self._engine = self._engine or "bounds"
             return
-        if solver is None:
-            solver = registry.load("solvers", NATIVE[self.options.solver])
         self._solve(case, bounds, solver, end)
+
+    def _search(self, case: _Case, end: float) -> None:
+        """The native search: bounds of the whole box first, then halves or phases."""
+        from milpver.search.box import BoxSearch, SearchLimits, torch_threads  # noqa: PLC0415  loads torch
+
+        def expired() -> Stop | None:
+            if self._should_stop is not None and self._should_stop():
+                return Stop.INTERRUPTED
+            return Stop.TIMEOUT if self._over(end) else None
+
+        region = case.region
+        pairs = [(each.rows, each.limits) for each in region.alternatives]
+        search = BoxSearch(
+            self._tensors, self.budget, region.lower, region.upper, pairs, partial(self._replayed, case)
+        )
+        memory = self.options.memory or _MEMORY
+        with torch_threads(self.options.threads):
+            result = search.run(SearchLimits(gap=0.0, decide=True, memory=memory, expired=expired))
+        self._nodes += result.nodes
+        case.lower = np.maximum(case.lower, result.lower)
+        self._engine = "bounds" if result.nodes <= 1 and self._witness is None else "search"
 
     def _bounds(self, case: _Case, end: float) -> Bounds:
         """Bounds of every node and of all rows."""

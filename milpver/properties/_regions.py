@@ -86,6 +86,12 @@ class _Normaliser:
         declared = self._declared
         common, disjunctions = self._split(formula)
         conjunctions = self._product(common, disjunctions)
+        if common is None or not conjunctions:
+            raise DataError(
+                f"{declared.source}: an empty box: no input meets the bounds of any alternative",
+                needed="an input that a counterexample may be",
+                fix="correct the bounds and numbers",
+            )
         joint = any(
             variable < declared.inputs
             for each in conjunctions
@@ -119,7 +125,7 @@ class _Normaliser:
 
     # ------------------------------------------------------------------------------- normal form
 
-    def _split(self, formula: Formula) -> tuple[_Conjunction, list[Formula]]:
+    def _split(self, formula: Formula) -> tuple[_Conjunction | None, list[Formula]]:
         """What holds throughout, and the disjunctions; contradictions in what is written are refused."""
         comparisons: list[Comparison] = []
         disjunctions: list[Formula] = []
@@ -137,17 +143,15 @@ class _Normaliser:
                     disjunctions.append(part)
         return self._conjunction(comparisons), disjunctions
 
-    def _conjunction(self, comparisons: Sequence[Comparison]) -> _Conjunction:
-        """Comparisons that are written as one conjunction."""
+    def _conjunction(self, comparisons: Sequence[Comparison]) -> _Conjunction | None:
+        """Comparisons that are written as one conjunction; None where one of numbers alone never holds."""
         box: dict[int, Limits] = {}
         rows: list[Comparison] = []
         for comparison in comparisons:
             terms = comparison.terms
             if not terms:
                 if comparison.constant > 0 or (comparison.strict and comparison.constant == 0):
-                    raise self._error(
-                        comparison, "a comparison of numbers that never holds", "correct the numbers"
-                    )
+                    return None
             elif len(terms) == 1 and terms[0][0] < self._declared.inputs:
                 variable, coefficient = terms[0]
                 limit = -comparison.constant / coefficient
@@ -175,8 +179,10 @@ class _Normaliser:
             return found
         return self._product(*self._split(formula))
 
-    def _product(self, common: _Conjunction, disjunctions: Sequence[Formula]) -> list[_Conjunction]:
+    def _product(self, common: _Conjunction | None, disjunctions: Sequence[Formula]) -> list[_Conjunction]:
         """``common`` and one part of each disjunction, in all ways that have an input in common."""
+        if common is None:
+            return []
         if not disjunctions:
             return [common]
         found: list[_Conjunction] = [_Conjunction({}, common.rows)]
@@ -187,14 +193,7 @@ class _Normaliser:
             found = [each for each in joined if each is not None]
         # The common box last: it is the largest, and most parts do not touch it.
         boxed = [_within(each, common.box) for each in found]
-        left = [each for each in boxed if each is not None]
-        if not left:
-            raise DataError(
-                f"{self._declared.source}: an empty box: no input meets the bounds of any alternative",
-                needed="an input that a counterexample may be",
-                fix="correct the bounds of the inputs",
-            )
-        return left
+        return [each for each in boxed if each is not None]
 
     def _limit(self, count: int) -> None:
         if count > MOST:
