@@ -10,6 +10,8 @@ import argparse
 from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
+from milpver.cli.campaign_flags import CAMPAIGN_EXAMPLES, add_campaign
+
 __all__ = ["UsageError", "parse"]
 
 DESCRIPTION = """\
@@ -138,13 +140,19 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """
     parser, commands = _parsers()
     words = list(argv)
-    command = next((commands[word] for word in words if word in commands), parser)
+    name = next((word for word in words if word in commands), "")
+    inner = next((f"{name} {word}" for word in words if f"{name} {word}" in commands), name)
+    command = commands.get(inner, parser)
     _refuse_unknown(words, parser, command)
     arguments = parser.parse_args(_joined(words, command))
     if arguments.version:
         arguments.module = "milpver.cli.version"
     elif arguments.command is None:
-        raise UsageError(f"no command; choose one of {', '.join(commands)}; see `milpver --help`")
+        known = ", ".join(each for each in commands if " " not in each)
+        raise UsageError(f"no command; choose one of {known}; see `milpver --help`")
+    elif arguments.module is None:
+        known = ", ".join(each.partition(" ")[2] for each in commands if each.startswith(f"{name} "))
+        raise UsageError(f"milpver {name} needs to know what to do: {known}; see `milpver {name} --help`")
     elif arguments.version_json:
         raise UsageError("--json stands after the command: milpver info MODEL --json")
     return arguments
@@ -230,8 +238,16 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     add("train", "train a network to survive pruning, and export it", TRAIN_EXAMPLES, _train)
     add("verify", "whether a property in VNN-LIB holds, one or a list of them", VERIFY_EXAMPLES, _verify)
     add("supports", "what queries are taken, as VNN-LIB 2.0 asks", SUPPORTS_EXAMPLES, _supports)
+    add("campaign", "whole test sets, days long, nothing lost, and a report", CAMPAIGN_EXAMPLES, _nothing)
+    for parts in add_campaign(commands["campaign"], _Parser):
+        commands[f"campaign {parts[0]}"] = parts[1]
     add("solvers", "the solvers, whether they are available, or why not", SOLVERS_EXAMPLES, _json)
     return parser, commands
+
+
+def _nothing(parser: argparse.ArgumentParser) -> None:
+    """A command that is nothing by itself: its own commands name the module."""
+    parser.set_defaults(module=None)
 
 
 def _json(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,271 @@
+"""What a worker does: a batch of queries of one cell in, results out, one by one.
+
+A batch carries everything but the network, which a worker is given once. Whoever gives it batches may be a
+process on this machine or a cluster's scheduler; nothing here knows.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import tempfile
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from milpver.campaign.plan import network_id, solver_version
+from milpver.campaign.questions import KINDS, Asked
+from milpver.campaign.store import Result, pack
+from milpver.errors import MilpverError
+from milpver.linear import Float
+from milpver.network import Network
+from milpver.onnx_import import load_network
+from milpver.query import Domain, Options
+from milpver.verdict import RECORD_FIELDS, Status, Verdict
+
+__all__ = ["Batch", "Desk", "Parcel", "failure", "parcel"]
+
+#: Fields of a record that the store keeps elsewhere: the witness's input is packed.
+_ELSEWHERE = frozenset({"adversarial"})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Parcel:
+    """A network on its way to a worker.
+
+    Attributes:
+        id: what batches name it by.
+        model: the ONNX file.
+        name: of the file.
+        mean, std: normalisation in front, float64 [inputs], or None.
+    """
+
+    id: str
+    model: bytes
+    name: str
+    mean: Float | None
+    std: Float | None
+
+
+def parcel(network: Network) -> Parcel:
+    """Pack a network."""
+    return Parcel(network_id(network), network.model, network.path.name, network.mean, network.std)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Queries of one cell.
+
+    Attributes:
+        number: unique within a run.
+        cell: its number.
+        network: of the parcel.
+        kind, parameters: what is asked.
+        domain: limits of the inputs, or None.
+        options: how to answer, limits included.
+        solver_version: that the keys are made of; another one's answers would stand under a wrong key.
+        keys, labels, indices: of the queries.
+        inputs: float32 [n, inputs].
+        extra: fields that are added to each record.
+    """
+
+    number: int
+    cell: int
+    network: str
+    kind: str
+    parameters: Mapping[str, Any]
+    domain: Domain | None
+    options: Options
+    solver_version: str
+    keys: tuple[bytes, ...]
+    labels: tuple[int, ...]
+    indices: tuple[int, ...]
+    inputs: NDArray[np.float32]
+    extra: Mapping[str, Any]
+
+    def part(self, number: int, which: slice) -> Batch:
+        """Some of the queries as a batch of their own."""
+        return replace(
+            self,
+            number=number,
+            keys=self.keys[which],
+            labels=self.labels[which],
+            indices=self.indices[which],
+            inputs=self.inputs[which],
+        )
+
+
+class Desk:
+    """Where a worker answers; it keeps the networks that it has been given."""
+
+    def __init__(self) -> None:
+        self._networks: dict[str, Network] = {}
+
+    def has(self, network: str) -> bool:
+        """Whether a network is there."""
+        return network in self._networks
+
+    def take(self, sent: Parcel) -> None:
+        """Load a network.
+
+        Raises:
+            MilpverError: what arrived is not what was sent, or cannot be read here.
+        """
+        with tempfile.TemporaryDirectory(prefix="milpver-") as folder:
+            file = Path(folder) / sent.name
+            file.write_bytes(sent.model)
+            network = load_network(file)
+        if sent.mean is not None and sent.std is not None:
+            graph = network.graph.prefixed(1.0 / sent.std, -sent.mean / sent.std, "normalisation")
+            layers = tuple(replace(layer, node=layer.node + 1) for layer in network.layers)
+            network = replace(network, graph=graph, layers=layers, mean=sent.mean, std=sent.std)
+        if network_id(network) != sent.id:
+            raise ValueError(f"the network {sent.name} is not the one that was sent")
+        self._networks[sent.id] = network
+
+    def answer(self, batch: Batch, should_stop: Callable[[], bool]) -> Iterator[Result]:
+        """Answer the queries in order; ends early where it is to stop.
+
+        A query that fails where that is no reason for the others to fail has a result that says so.
+        """
+        version = solver_version(batch.options.solver)
+        if version != batch.solver_version:
+            said = f"here is version {version!r} of {batch.options.solver}, needed: {batch.solver_version!r}"
+            yield from (failure(batch, k, said) for k in range(len(batch.keys)))
+            return
+        _keep_to_threads(batch.options.threads)
+        rest = batch
+        while rest.keys and not should_stop():
+            done, cause = yield from self._answer(rest, should_stop)
+            if cause:
+                yield failure(rest, done, cause)
+            elif done < len(rest.keys):
+                return
+            rest = rest.part(rest.number, slice(done + 1, None))
+
+    def _answer(
+        self, batch: Batch, should_stop: Callable[[], bool]
+    ) -> Generator[Result, None, tuple[int, str]]:
+        """Answer until one fails: how many are done, and why the next one failed."""
+        host = socket.gethostname()
+        done = 0
+        try:
+            for verdict in KINDS[batch.kind].ask(
+                Asked(
+                    network=self._networks[batch.network],
+                    inputs=batch.inputs,
+                    labels=batch.labels,
+                    indices=batch.indices,
+                    parameters=batch.parameters,
+                    domain=batch.domain,
+                    options=batch.options,
+                    should_stop=should_stop,
+                )
+            ):
+                if verdict.status is Status.INTERRUPTED:
+                    break
+                yield _result(batch, done, verdict, host)
+                done += 1
+                if should_stop():
+                    break
+        except MemoryError as error:
+            return done, _cause("out of memory", error)
+        except RuntimeError as error:
+            # torch says so in a RuntimeError.
+            lacking = any(word in str(error).lower() for word in ("out of memory", "can't allocate memory"))
+            return done, _cause("out of memory" if lacking else "failed", error)
+        except MilpverError as error:
+            return done, str(error)
+        except Exception as error:  # one query's defect must not cost the others
+            return done, _cause("failed", error)
+        return done, ""
+
+
+def _keep_to_threads(threads: int) -> None:
+    """Torch takes all cores unless told otherwise."""
+    import torch  # noqa: PLC0415  seconds, and only those who answer need it
+
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
+def _cause(what: str, error: Exception) -> str:
+    said = " ".join(str(error).split())[:500]
+    return f"{what}: {type(error).__name__}" + (f": {said}" if said else "")
+
+
+def _result(batch: Batch, place: int, verdict: Verdict, host: str) -> Result:
+    """A verdict as the store takes it."""
+    record = verdict.record()
+    x = batch.inputs[place].astype(np.float64)
+    own = verdict.witness is None or np.array_equal(verdict.witness, x)
+    witness = None if own or verdict.witness is None else pack(verdict.witness)
+    kept = {name: value for name, value in record.items() if name not in _ELSEWHERE}
+    return Result(
+        key=batch.keys[place],
+        record=json.dumps(kept | dict(batch.extra), allow_nan=False),
+        columns=_columns(record),
+        host=host,
+        witness=witness,
+    )
+
+
+def _columns(record: Mapping[str, Any]) -> dict[str, Any]:
+    found = {
+        name: record[name]
+        for name in (
+            "status",
+            "verdict",
+            "assurance",
+            "lower",
+            "upper",
+            "target",
+            "nodes",
+            "seconds",
+            "message",
+        )
+    }
+    removed = record["removed"]
+    return found | {
+        "removed": None if removed is None else json.dumps(removed, separators=(",", ":")),
+        "engine": record["solver"],
+    }
+
+
+def failure(batch: Batch, place: int, message: str, seconds: float = 0.0) -> Result:
+    """The result of a query that could not be answered: status ``error`` with the cause."""
+    decided = KINDS[batch.kind].name in ("margin", "decide")
+    record: dict[str, Any] = dict.fromkeys(RECORD_FIELDS) | {
+        "index": batch.indices[place],
+        "label": batch.labels[place],
+        "question": "margin" if decided else batch.kind,
+        "budget": batch.parameters.get("budget"),
+        "radius": batch.parameters.get("radius"),
+        "status": str(Status.ERROR),
+        "verdict": "unknown" if decided else None,
+        "nodes": 0,
+        "seconds": seconds,
+        "solver": batch.options.solver,
+        "solver_version": batch.solver_version,
+        "encoding": batch.options.encoding,
+        "bounds": batch.options.bounds,
+        "gap": batch.options.gap,
+        "timeout": batch.options.timeout,
+        "threads": batch.options.threads,
+        "seed": batch.options.seed,
+        "decide": batch.options.decide if decided else None,
+        "classes": [],
+        "message": " ".join(message.split()),
+    }
+    kept = {name: value for name, value in record.items() if name not in _ELSEWHERE}
+    return Result(
+        key=batch.keys[place],
+        record=json.dumps(kept | dict(batch.extra), allow_nan=False),
+        columns=_columns(record),
+        host=socket.gethostname(),
+        witness=None,
+    )

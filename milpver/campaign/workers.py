@@ -1,0 +1,302 @@
+"""Workers as processes of this machine: each answers one batch at a time, and may crash without harm.
+
+What becomes of the queries that a dead worker leaves is the affair of ``runner``.
+"""
+
+from __future__ import annotations
+
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import IO, Any, Protocol
+
+from milpver.campaign.answering import Batch, Parcel
+from milpver.campaign.frames import receive, send
+from milpver.campaign.store import Result
+from milpver.errors import QueryError
+
+__all__ = ["Answered", "Died", "Ended", "LocalPool", "Pool"]
+
+#: A worker hangs that says nothing for so many time limits of each query left to it, and so many seconds.
+_HANGS_AFTER, _AND = 3.0, 60.0
+#: Workers that may die one after the other before the first message.
+_FALSE_STARTS = 3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answered:
+    """One query of a batch is answered."""
+
+    batch: Batch
+    result: Result
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ended:
+    """A batch has come to its end: all is answered, or it was told to stop."""
+
+    batch: Batch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Died:
+    """Whoever worked on a batch is gone.
+
+    Attributes:
+        batch: what it worked on.
+        cause: in words.
+        outside: whether it looks like a kill from outside.
+    """
+
+    batch: Batch
+    cause: str
+    outside: bool
+
+
+class Pool(Protocol):
+    """Whoever answers batches."""
+
+    def free(self) -> int:
+        """How many batches can be submitted now."""
+
+    @property
+    def size(self) -> int:
+        """How many batches are worked on at a time."""
+
+    def submit(self, batch: Batch) -> None:
+        """Have a batch answered."""
+
+    def events(self, timeout: float) -> Sequence[Answered | Ended | Died]:
+        """What happened, waiting for at most some seconds until something does."""
+
+    def stop(self) -> None:
+        """Have whoever works give up; ``Ended`` follows for each batch, unless it takes too long."""
+
+    def close(self) -> None:
+        """Be done with it, whatever it is doing."""
+
+
+@dataclass(slots=True, eq=False)
+class _Worker:
+    """A process with its pipes.
+
+    Attributes:
+        batch: what it works on, or None.
+        left: queries of it without an answer.
+        heard: when it last said something.
+        sent: ids of the networks it has.
+        ready: whether it has said anything.
+        hung: whether it was ended because it said nothing.
+        lock: of its stdin.
+    """
+
+    process: subprocess.Popen[bytes]
+    errors: IO[bytes]
+    batch: Batch | None = None
+    left: int = 0
+    heard: float = field(default_factory=time.monotonic)
+    sent: set[str] = field(default_factory=set)
+    ready: bool = False
+    hung: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class LocalPool:
+    """Processes of this machine.
+
+    Args:
+        count: how many at most.
+        parcels: the networks by id.
+        memory: bytes that each may take beyond what it needs to start, or None.
+        command: what to start in place of the real worker, for tests.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        parcels: Mapping[str, Parcel],
+        memory: int | None,
+        command: Sequence[str] | None = None,
+    ) -> None:
+        self._count = count
+        self._parcels = parcels
+        self._command = list(command or (sys.executable, "-m", "milpver.campaign._worker", str(memory or 0)))
+        self._workers: list[_Worker] = []
+        self._messages: queue.SimpleQueue[tuple[_Worker, Any]] = queue.SimpleQueue()
+        self._false_starts = 0
+        self._stopping = False
+
+    @property
+    def size(self) -> int:
+        """See Pool."""
+        return self._count
+
+    @property
+    def pids(self) -> list[int]:
+        """Numbers of the processes."""
+        return [worker.process.pid for worker in self._workers]
+
+    def free(self) -> int:
+        """See Pool."""
+        return self._count - sum(worker.batch is not None for worker in self._workers)
+
+    def submit(self, batch: Batch) -> None:
+        """See Pool."""
+        idle = [worker for worker in self._workers if worker.batch is None]
+        worker = idle[0] if idle else self._start()
+        worker.batch, worker.left, worker.heard = batch, len(batch.keys), time.monotonic()
+        # Sent from a thread: a pipe takes some kilobytes only until the worker reads, which it does late.
+        threading.Thread(target=self._send, args=(worker, batch), daemon=True).start()
+
+    def _start(self) -> _Worker:
+        errors = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the worker
+        process = subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, bufsize=-1
+        )
+        worker = _Worker(process, errors)
+        self._workers.append(worker)
+        threading.Thread(target=self._listen, args=(worker,), daemon=True).start()
+        return worker
+
+    def _send(self, worker: _Worker, batch: Batch) -> None:
+        stream = worker.process.stdin
+        with suppress(OSError, ValueError):  # it is gone, as the other thread will notice
+            if stream is None:
+                return
+            with worker.lock:
+                if batch.network not in worker.sent:
+                    worker.sent.add(batch.network)
+                    send(stream, ("network", self._parcels[batch.network]))
+                send(stream, ("batch", batch))
+
+    def _listen(self, worker: _Worker) -> None:
+        stream = worker.process.stdout
+        while stream is not None and (message := receive(stream)) is not None:
+            self._messages.put((worker, message))
+        self._messages.put((worker, None))
+
+    def events(self, timeout: float) -> Sequence[Answered | Ended | Died]:
+        """See Pool."""
+        found: list[Answered | Ended | Died] = []
+        with suppress(queue.Empty):
+            found += self._event(*self._messages.get(timeout=timeout))
+            while True:
+                found += self._event(*self._messages.get_nowait())
+        self._end_those_that_hang()
+        return found
+
+    def _event(self, worker: _Worker, message: Any) -> list[Answered | Ended | Died]:
+        worker.heard = time.monotonic()
+        batch = worker.batch
+        if message is None:
+            return self._buried(worker)
+        word, content = message
+        if word == "ready":
+            worker.ready, self._false_starts = True, 0
+        elif word == "result" and batch is not None and content[0] == batch.number:
+            worker.left -= 1
+            return [Answered(batch, content[1])]
+        elif word == "end" and batch is not None and content == batch.number:
+            worker.batch = None
+            return [Ended(batch)]
+        return []
+
+    def _buried(self, worker: _Worker) -> list[Answered | Ended | Died]:
+        """A worker's pipe has ended."""
+        if worker not in self._workers:
+            return []
+        self._workers.remove(worker)
+        with suppress(subprocess.TimeoutExpired):
+            worker.process.wait(timeout=10)
+        cause, outside = self._cause(worker)
+        _let_go(worker)
+        if not worker.ready and not self._stopping:
+            self._false_starts += 1
+            if self._false_starts >= _FALSE_STARTS:
+                raise QueryError(
+                    f"{_FALSE_STARTS} workers ended before they could begin: {cause}",
+                    needed="processes that can be started, with memory enough for PyTorch and ONNX Runtime",
+                    fix="free memory, lower workers, or see what `python -m milpver.campaign._worker 0` says",
+                )
+        if worker.batch is None:
+            return []
+        # One that never began is no query's fault.
+        return [Died(worker.batch, cause, outside or not worker.ready)]
+
+    def _cause(self, worker: _Worker) -> tuple[str, bool]:
+        """Why a worker ended, and whether it looks like a kill from outside."""
+        code = worker.process.returncode
+        if worker.hung:
+            return "the worker hung: it said nothing for far longer than the time limit, and was ended", False
+        said = _last_line(worker.errors)
+        if code is None:
+            return "the worker closed its pipe", False
+        if code >= 0:
+            return f"the worker ended with exit code {code}" + (f": {said}" if said else ""), False
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        outside = -code in {
+            getattr(signal, each, None) for each in ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT")
+        }
+        hint = " (out of memory, or ended by hand)" if name == "SIGKILL" else ""
+        return f"the worker was ended by {name}{hint}" + (f": {said}" if said else ""), outside
+
+    def _end_those_that_hang(self) -> None:
+        now = time.monotonic()
+        for worker in self._workers:
+            if worker.batch is not None:
+                limit = _HANGS_AFTER * worker.batch.options.timeout * max(1, worker.left) + _AND
+                if now - worker.heard > limit:
+                    worker.hung = True
+                    worker.process.kill()
+
+    def stop(self) -> None:
+        """See Pool."""
+        self._stopping = True
+        for worker in self._workers:
+            threading.Thread(target=_tell_to_stop, args=(worker,), daemon=True).start()
+
+    def close(self) -> None:
+        """See Pool."""
+        self._stopping = True
+        for worker in self._workers:
+            with suppress(OSError):
+                worker.process.kill()
+        for worker in self._workers:
+            with suppress(subprocess.TimeoutExpired):
+                worker.process.wait(timeout=10)
+            _let_go(worker)
+        self._workers.clear()
+
+
+def _tell_to_stop(worker: _Worker) -> None:
+    with suppress(OSError, ValueError), worker.lock:
+        if worker.process.stdin is not None:
+            send(worker.process.stdin, ("stop", None))
+
+
+def _let_go(worker: _Worker) -> None:
+    """Close a worker's pipes and files."""
+    for stream in (worker.process.stdin, worker.process.stdout, worker.errors):
+        if stream is not None:
+            with suppress(OSError, ValueError):
+                stream.close()
+
+
+def _last_line(errors: IO[bytes]) -> str:
+    """The last line that a worker wrote to stderr."""
+    with suppress(OSError, ValueError):
+        errors.seek(0, 2)
+        errors.seek(max(0, errors.tell() - 2000))
+        lines = errors.read().decode("utf-8", errors="replace").split("\n")
+        return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
+    return ""
