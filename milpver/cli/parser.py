@@ -111,6 +111,16 @@ SUPPORTS_EXAMPLES = """\
 example:
   milpver supports --vnnlib-versions"""
 
+ATTACK_EXAMPLES = """\
+Methods: random (masks drawn uniformly, the same for all inputs), l2 (the neurons with the
+largest weights go), pgd (on importance scores, a mask for each input), shared (pgd, one
+mask for all inputs), greedy, swap (greedy, then exchanges). What they find bounds the
+worst margin from above; milpver margin finds it exactly.
+
+example:
+  milpver attack model.onnx --data test.npz --budget 2,1 --index 0:100 --method pgd,swap
+  milpver attack model.onnx --data mnist/ --budget 10%,0,0 --index 0:1000 --records out.jsonl"""
+
 SOLVERS_EXAMPLES = """\
 example:
   milpver solvers --json"""
@@ -235,6 +245,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     add("export", "the program of one input and one competing class as a file", EXPORT_EXAMPLES, _export)
     add("import-solution", "check a solution of an exported program", IMPORT_EXAMPLES, _import_solution)
     add("demo", "both questions on shipped handwritten digits, with a picture", DEMO_EXAMPLES, _demo)
+    add("attack", "pruning masks that hurt, by attacks", ATTACK_EXAMPLES, _attack)
     add("train", "train a network to survive pruning, and export it", TRAIN_EXAMPLES, _train)
     add("verify", "whether a property in VNN-LIB holds, one or a list of them", VERIFY_EXAMPLES, _verify)
     add("supports", "what queries are taken, as VNN-LIB 2.0 asks", SUPPORTS_EXAMPLES, _supports)
@@ -586,3 +597,32 @@ def _train(parser: argparse.ArgumentParser) -> None:
     )
     run.add_argument("--log", metavar="FILE", help="write a CSV line an epoch")
     run.add_argument("--quiet", action="store_true", help="no progress and no notes; the result stays")
+
+
+def _attack(parser: argparse.ArgumentParser) -> None:
+    _model_and_data(parser)
+    parser.add_argument(
+        "--budget",
+        required=True,
+        metavar="LIST",
+        help="neurons that may be removed, an entry a gateable layer: 2,1 or 10%%,- or 2=3 (milpver info)",
+    )
+    parser.add_argument(
+        "--method",
+        default="random,l2,pgd,shared,greedy,swap",
+        metavar="LIST",
+        help="some of random,l2,pgd,shared,greedy,swap (all)",
+    )
+    parser.add_argument("--samples", default="1000", metavar="N", help="masks that random draws (1000)")
+    parser.add_argument("--steps", default="400", metavar="N", help="steps of pgd and shared (400)")
+    _data(parser)
+    run = parser.add_argument_group("run")
+    run.add_argument("--seed", default="0", metavar="N", help="random seed (0)")
+    run.add_argument("--threads", default="1", metavar="N", help="threads (1)")
+    run.add_argument(
+        "--device", default="auto", metavar="NAME", help="where attacks run: auto, cpu or cuda (auto)"
+    )
+    run.add_argument(
+        "--records", metavar="FILE", help="write one JSON line an input to a new FILE, `-` to stdout"
+    )
+    run.add_argument("--quiet", action="store_true", help="no notes; the table stays")
