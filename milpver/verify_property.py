@@ -400,9 +400,8 @@ class _Question:
             error = float32_error(self.network, x[i : i + 1].astype(np.float64), removed)[0]
             if np.any(apart > error):
                 raise MilpverError(
-                    f"{self.network.path}: ONNX Runtime and the graph differ by {float(apart.max()):.3g}, which "
-                    "rounding cannot explain",
-                    needed="a network that both run alike",
+                    f"{self.network.path}: ONNX Runtime and the graph differ by {float(apart.max()):.3g}",
+                    needed="no more than rounding explains",
                     fix="please report it with the model",
                 )
             self._witness = (x[i], y[i], dict(removed))
@@ -410,15 +409,14 @@ class _Question:
         return False
 
     def _neighbours(self, region: Region, x: Float32) -> Float32:
-        """Float32 points around one: single steps, small random ones, and steps towards the centre."""
+        """Float32 points a few units in the last place around one, float32 [n, inputs]."""
         rng = np.random.default_rng(self.options.seed)
-        around = np.repeat(x[None], 64, axis=0)
-        for k in range(1, len(around)):
-            steps = rng.integers(-(1 + k // 8), 2 + k // 8, len(x)) * (rng.random(len(x)) < rng.random())
-            for _ in range(int(np.abs(steps).max(initial=0))):
-                direction = np.sign(steps).astype(np.float32) * np.float32(np.inf)
-                around[k] = np.where(steps != 0, np.nextafter(around[k], direction), around[k])
-                steps = steps - np.sign(steps)
+        count = 64
+        reach = 1 + np.arange(count)[:, None] // 8
+        steps = rng.integers(-reach, reach + 1, (count, len(x))) * (
+            rng.random((count, len(x))) < rng.random((count, 1))
+        )
+        around = (x + steps * np.spacing(np.abs(x)).astype(np.float64)).astype(np.float32)
         low, high = region.inner_lower.astype(np.float32), region.inner_upper.astype(np.float32)
         return np.clip(around, low, high)
 
@@ -458,9 +456,11 @@ class _Question:
     def _prove(self, case: _Case, seconds: float, solver: Solver | None) -> None:
         """Work on one region: bounds, then a search or a solver."""
         end = time.perf_counter() + seconds
-        if solver is None:
+        if solver is None and not self.budget.groups:
             self._search(case, end)
             return
+        if solver is None:  # the search over boxes branches on no masks
+            solver = registry.load("solvers", NATIVE[self.options.solver])
         bounds = self._bounds(case, end)
         if self._proven(case).all():
             self._engine = self._engine or "bounds"
@@ -485,6 +485,9 @@ class _Question:
         with torch_threads(self.options.threads):
             result = search.run(SearchLimits(gap=0.0, decide=True, memory=memory, expired=expired))
         self._nodes += result.nodes
+        if np.any(result.lower > case.best):
+            self._message = "the search's bound is refuted by a point: please report it"
+            return
         case.lower = np.maximum(case.lower, result.lower)
         self._engine = "bounds" if result.nodes <= 1 and self._witness is None else "search"
 
@@ -503,7 +506,11 @@ class _Question:
         )
         rows = np.nextafter(bounds.rows_lower[0] - goal.limits, -np.inf)
         first = np.searchsorted(goal.owner, np.arange(goal.alternatives))
-        case.lower = np.maximum(case.lower, np.maximum.reduceat(rows, first))
+        found = np.maximum.reduceat(rows, first)
+        if np.any(found > case.best):
+            self._message = "a bound is refuted by a point: please report it"
+        else:
+            case.lower = np.maximum(case.lower, found)
         return bounds
 
     def _solve(self, case: _Case, bounds: Bounds, solver: Solver, end: float) -> None:

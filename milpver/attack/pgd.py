@@ -281,6 +281,8 @@ class _Run:
             for group in self._budget.groups:
                 for node in group.nodes:
                     self._removed[node] = np.zeros((count, _gate(self._graph, node).gates), dtype=np.bool_)
+        # How much chance there is in the choice of masks: none in the first restarts, then more and more.
+        self._noise = np.linspace(0.0, 1.5, restarts).repeat(goal.alternatives)[:, None]
 
     def step(self, progress: float) -> bool:
         """One gradient step of all restarts; True once the question is settled."""
@@ -334,6 +336,9 @@ class _Run:
             return
         for group in self._budget.groups:
             gains = np.concatenate([gates[node] for node in group.nodes], axis=1)
+            gains = gains + self._noise * self._rng.standard_normal(gains.shape) * gains.std(
+                axis=1, keepdims=True
+            )
             order = np.argsort(-gains, axis=1, kind="stable")[:, : group.removable]
             chosen = np.zeros(gains.shape, dtype=np.bool_)
             np.put_along_axis(chosen, order, np.take_along_axis(gains, order, axis=1) > 0, axis=1)

@@ -1,0 +1,239 @@
+"""``milpver verify`` and ``supports``: the first line, result files, interrupted batches, and errors."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from milpver.cli import verify
+from milpver.cli.interrupts import Interrupts
+
+HEAD = "(declare-const X_0 Real)(declare-const X_1 Real)(declare-const Y_0 Real)(declare-const Y_1 Real)\n"
+BOX = "(assert (and (>= X_0 -1) (<= X_0 1) (>= X_1 -1) (<= X_1 1)))\n"
+HOLDS, FAILS = "(assert (>= Y_0 5))", "(assert (>= Y_0 0.5))"
+
+
+@pytest.fixture
+def model(tmp_path: Path, write_model: Callable[..., None]) -> Path:
+    """y0 = max(x0, 0) + max(-x1, 0), y1 = max(x0, 0)."""
+    path = tmp_path / "net.onnx"
+    weights = ([[1.0, 0.0], [0.0, -1.0]], [[1.0, 1.0], [1.0, 0.0]])
+    layers = tuple((np.array(each, dtype=np.float32), np.zeros(2, dtype=np.float32)) for each in weights)
+    write_model(path, layers)
+    return path
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_text(HEAD + BOX + text)
+    return path
+
+
+def test_unsat_and_sat_with_their_result_files(cli: Any, model: Path, tmp_path: Path) -> None:
+    result = tmp_path / "result.txt"
+    holds = cli("verify", model, write(tmp_path, "holds.vnnlib", HOLDS), "--result", result)
+    assert (holds.code, holds.out, holds.err) == (0, "unsat\n", "")
+    assert result.read_text() == "unsat\n"
+    fails = cli("verify", model, write(tmp_path, "fails.vnnlib", FAILS), "--result", result)
+    assert fails.code == 0
+    assert result.read_text() == fails.out
+    first, *lines = fails.out.splitlines()
+    assert first == "sat"
+    text = " ".join(lines)
+    assert re.fullmatch(r"\(\(X_0 \S+\) \(X_1 \S+\) \(Y_0 \S+\) \(Y_1 \S+\)\)", text)
+    x0, x1, y0, y1 = (float(value) for value in re.findall(r"[XY]_\d (\S+?)\)", text))
+    x = np.array([[x0, x1]], dtype=np.float32)
+    assert x.tolist() == [[x0, x1]]
+    session = onnxruntime.InferenceSession(str(model))
+    assert session.run(None, {"input": x})[0].tolist() == [[y0, y1]]
+    assert y0 >= 0.5
+
+
+def test_a_packed_property(cli: Any, model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "p.vnnlib.gz"
+    path.write_bytes(gzip.compress((HEAD + BOX + HOLDS).encode()))
+    assert cli("verify", model, path).out == "unsat\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("(assert (>= Y_0 5)", "line 3: an unbalanced parenthesis"),
+        ("(assert (>= Y_2 5))", "line 3: the undeclared variable Y_2"),
+        ("(assert (>= Y_0 nan))", "line 3: 'nan'"),
+        ("(assert (>= X_0 2)) (assert (>= Y_0 5))", "line 3: an empty box: 2 <= X_0 <= 1"),
+    ],
+)
+def test_malformed_properties_are_errors_and_no_verdicts(
+    cli: Any, model: Path, tmp_path: Path, text: str, said: str
+) -> None:
+    result = tmp_path / "result.txt"
+    found = cli("verify", model, write(tmp_path, "bad.vnnlib", text), "--result", result)
+    assert (found.code, found.out) == (2, "error\n")
+    assert result.read_text() == "error\n"
+    assert len(found.err.splitlines()) == 1
+    assert "bad.vnnlib" in found.err
+    assert said in found.err
+
+
+def test_other_mistakes_are_errors_too(cli: Any, model: Path, tmp_path: Path) -> None:
+    holds = write(tmp_path, "holds.vnnlib", HOLDS)
+    for words, said in (
+        ((model,), "1 files"),
+        ((model, tmp_path / "none.vnnlib"), "No such file"),
+        ((tmp_path / "none.onnx", holds), "No such file"),
+        ((holds, holds), "no ONNX file"),
+        ((model, holds, "--budget", "7,7,7"), "budget"),
+        ((model, holds, "--solver", "nothing"), "nothing"),
+        ((holds, "--network", "f"), "NAME=FILE"),
+    ):
+        found = cli("verify", *words)
+        assert (found.code, found.out) == (2, "error\n"), words
+        assert said in found.err
+    assert cli("verify", model, holds, "--timeout", "-1").code == 2
+
+
+def test_a_budget_is_part_of_the_question(cli: Any, model: Path, tmp_path: Path) -> None:
+    text = "(assert (<= Y_0 0.5)) (assert (>= X_0 0.75))"
+    path = write(tmp_path, "p.vnnlib", text)
+    assert cli("verify", model, path).out == "unsat\n"
+    removed = cli("verify", model, path, "--budget", "1")
+    assert removed.out.startswith("sat\n")
+    assert "1:0" in removed.err
+
+
+def test_queries_in_version_2(cli: Any, model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("vnnlib", reason="the package vnnlib is not installed")
+    path = tmp_path / "q.vnnlib"
+    path.write_text(
+        "(vnnlib-version <2.0>)\n(declare-network f\n (declare-input X float32 [1,2])\n"
+        " (declare-output Y float32 [1,2]))\n(assert (and (>= X[0,0] -1.0) (<= X[0,0] 1.0)))\n"
+        "(assert (and (>= X[0,1] -1.0) (<= X[0,1] 1.0)))\n(assert (>= Y[0,0] 0.5))\n"
+    )
+    found = cli("verify", path, "--network", f"f={model}")
+    lines = found.out.splitlines()
+    assert (lines[0], lines[1], lines[4]) == ("sat", "X float32 [1,2]", "Y float32 [1,2]")
+    x = np.array([[float(value) for value in lines[2:4]]], dtype=np.float32)
+    session = onnxruntime.InferenceSession(str(model))
+    assert session.run(None, {"input": x})[0].tolist() == [[float(value) for value in lines[5:7]]]
+    wrong = cli("verify", path, "--network", f"g={model}")
+    assert (wrong.code, wrong.out) == (2, "error\n")
+    assert "declares the network f" in wrong.err
+
+
+def test_the_time_limit_ends_a_run_that_does_not_come_back(tmp_path: Path) -> None:
+    code = (
+        "import time; from pathlib import Path; from milpver.cli import verify, main\n"
+        "verify._answered = lambda *_: time.sleep(60)\nverify._GRACE = 0.1\n"
+        f"main(['verify', 'a', 'b', '--timeout', '0.5', '--result', {str(tmp_path / 'r')!r}])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=50
+    )
+    assert (done.returncode, done.stdout) == (0, "timeout\n")
+    assert (tmp_path / "r").read_text() == "timeout\n"
+
+
+# ------------------------------------------------------------------------------------------- batches
+
+
+@pytest.fixture
+def instances(model: Path, tmp_path: Path) -> Path:
+    """Four instances, one of them malformed."""
+    write(tmp_path, "holds.vnnlib", HOLDS)
+    write(tmp_path, "fails.vnnlib", FAILS)
+    write(tmp_path, "bad.vnnlib", "(assert (>= Y_0")
+    path = tmp_path / "instances.csv"
+    names = ("holds", "bad", "fails", "missing")
+    path.write_text("".join(f"{model.name},{name}.vnnlib,20\n" for name in names))
+    return path
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def test_one_bad_instance_does_not_end_a_batch(cli: Any, instances: Path, tmp_path: Path) -> None:
+    results, folder = tmp_path / "results.csv", tmp_path / "found"
+    done = cli("verify", "--instances", instances, "--results", results, "--counterexamples", folder)
+    assert done.code == 0
+    assert [row["result"] for row in rows(results)] == ["unsat", "error", "sat", "error"]
+    assert "unbalanced" in rows(results)[1]["message"]
+    assert done.out.splitlines()[-1] == "4 of 4 instances: 2 error, 1 sat, 1 unsat"
+    assert [path.name for path in folder.iterdir()] == ["2.counterexample"]
+
+
+def test_a_batch_goes_on_where_it_ended(
+    cli: Any, instances: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = tmp_path / "results.csv"
+    assert cli("verify", "--instances", instances, "--results", results).code == 0
+    whole = results.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    results.write_bytes(b"".join(lines[:3]) + lines[3][:7])  # cut within a line
+    asked: list[str] = []
+    answered = verify._answered
+
+    def counted(files: Any, *rest: Any) -> Any:
+        asked.append(files.query.name)
+        return answered(files, *rest)
+
+    monkeypatch.setattr(verify, "_answered", counted)
+    assert cli("verify", "--instances", instances, "--results", results).code == 0
+    assert asked == ["fails.vnnlib", "missing.vnnlib"]
+    assert [row["result"] for row in rows(results)] == ["unsat", "error", "sat", "error"]
+
+
+def test_an_interrupt_keeps_what_is_done(
+    cli: Any, instances: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = tmp_path / "results.csv"
+    answered = verify._answered
+
+    def interrupted(files: Any, options: Any, spent: float, interrupts: Interrupts) -> Any:
+        interrupts.asked = files.query.name == "fails.vnnlib"
+        return answered(files, options, spent, interrupts)
+
+    monkeypatch.setattr(verify, "_answered", interrupted)
+    assert cli("verify", "--instances", instances, "--results", results).code == 130
+    assert [row["result"] for row in rows(results)] == ["unsat", "error"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("", "holds no instance"), ("a,b\n", "line 1: 2 columns"), ("a,b,1\na,b,1\n", "twice")],
+)
+def test_instances_files_that_are_none(refused: Any, tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "instances.csv"
+    path.write_text(text)
+    assert said in refused("verify", "--instances", path, "--results", tmp_path / "r.csv")
+
+
+def test_results_of_other_instances_are_not_continued(refused: Any, instances: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results.csv"
+    results.write_text("onnx,vnnlib,timeout,result,seconds,message\nother.onnx,p.vnnlib,1,sat,1,\n")
+    assert "other.onnx" in refused("verify", "--instances", instances, "--results", results)
+    results.write_text("something else\n")
+    assert "no file of results" in refused("verify", "--instances", instances, "--results", results)
+
+
+# ------------------------------------------------------------------------------------------- supports
+
+
+def test_supports_answers_line_by_line(cli: Any, refused: Any) -> None:
+    assert cli("supports", "--vnnlib-versions").out == "1.0\n2.0\n"
+    assert cli("supports", "--arithmetic-complexity-theories").out == "BND\nOUTC\nLIN\n"
+    assert {"Gemm", "Conv", "Relu"} <= set(cli("supports", "--onnx-operators").out.splitlines())
+    oldest, newest = (int(line) for line in cli("supports", "--onnx-opset-versions").out.splitlines())
+    assert oldest < newest
+    assert "no capability" in refused("supports")
