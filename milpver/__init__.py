@@ -10,9 +10,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from milpver.counterexample import verify_property as verify_property
     from milpver.errors import MilpverError as MilpverError
     from milpver.network import Network as Network
     from milpver.onnx_import import load_network as load
+    from milpver.property_file import load_property as load_property
     from milpver.verdict import Verdict as Verdict
     from milpver.verify import boundary_distance as boundary_distance
     from milpver.verify import worst_margin as worst_margin
@@ -26,6 +28,8 @@ __all__ = [
     "__version__",
     "boundary_distance",
     "load",
+    "load_property",
+    "verify_property",
     "worst_margin",
 ]
 
@@ -35,6 +39,8 @@ _HOMES = {
     "Verdict": ("milpver.verdict", "Verdict"),
     "boundary_distance": ("milpver.verify", "boundary_distance"),
     "load": ("milpver.onnx_import", "load_network"),
+    "load_property": ("milpver.property_file", "load_property"),
+    "verify_property": ("milpver.counterexample", "verify_property"),
     "worst_margin": ("milpver.verify", "worst_margin"),
 }
 

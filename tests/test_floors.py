@@ -61,7 +61,7 @@ FLOORS = {
     "milpver.run": 5,
     "milpver.transfer": 5,
     "milpver.verify": 5,
-    "milpver.verify_property": 5,
+    "milpver.counterexample": 5,
     "milpver": 6,
     "milpver.campaign": 6,
     "milpver.compare": 6,

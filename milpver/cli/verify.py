@@ -27,7 +27,7 @@ from milpver.query import Options, parse_budget
 
 if TYPE_CHECKING:
     from milpver.property import Property
-    from milpver.verify_property import PropertyAnswer
+    from milpver.counterexample import PropertyAnswer
 
 __all__ = ["counterexample", "run"]
 
@@ -143,7 +143,7 @@ def _answered(
     from milpver.onnx_import import load_network  # noqa: PLC0415  only once the property has been read
 
     network = load_network(files.model)
-    from milpver.verify_property import verify_property  # noqa: PLC0415  as above
+    from milpver.counterexample import verify_property  # noqa: PLC0415  as above
 
     masks = parse_budget(files.budget, network)
     answer = verify_property(

@@ -29,7 +29,7 @@ from milpver.graph import Affine, Graph
 from milpver.linear import Float, Sparse
 from milpver.network import Network
 from milpver.property import Property, Region
-from milpver.query import NATIVE, Box, Budget, Options, removed_pairs
+from milpver.query import NATIVE, Box, Budget, Options, parse_budget, removed_pairs
 from milpver.replay import Replay
 from milpver.rounding import float32_error
 from milpver.solver import Limits, Stop
@@ -98,7 +98,7 @@ def verify_property(
     network: Network,
     prop: Property,
     *,
-    budget: Budget | None = None,
+    budget: Budget | str | None = None,
     options: Options | None = None,
     should_stop: Callable[[], bool] | None = None,
     spent: float = 0.0,
@@ -108,7 +108,7 @@ def verify_property(
     Args:
         network: the network.
         prop: the property, of the same numbers of inputs and outputs.
-        budget: masks under all of which the property has to hold; None: nothing is removed.
+        budget: masks under all of which the property has to hold, as ``--budget`` takes them or parsed.
         options: how to answer; ``solver`` auto or bab: the native search.
         should_stop: asked now and then; True ends the run with ``unknown``.
         spent: seconds of the time limit that are gone already.
@@ -119,9 +119,8 @@ def verify_property(
         SolverUnavailableError: the solver asked for is missing.
     """
     _check(network, prop)
-    question = _Question(
-        network, prop, budget or Budget(), options or Options(solver="auto"), should_stop, spent
-    )
+    masks = budget if isinstance(budget, Budget) else parse_budget(budget, network)
+    question = _Question(network, prop, masks, options or Options(solver="auto"), should_stop, spent)
     question.run()
     return question.answer()
 

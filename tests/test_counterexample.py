@@ -22,7 +22,7 @@ from milpver.properties.vnnlib1 import PROPERTY_FORMAT
 from milpver.property import Property
 from milpver.property_file import load_property
 from milpver.query import Options, parse_budget
-from milpver.verify_property import Outcome, PropertyAnswer, verify_property
+from milpver.counterexample import Outcome, PropertyAnswer, verify_property
 from tests.nets import brute_force_margins, network_of, pattern_minimum, random_layers, random_network
 
 Float = NDArray[np.float64]
