@@ -7,6 +7,8 @@ The underscore keeps this file out of the registry.
 
 from __future__ import annotations
 
+import difflib
+import re
 import signal
 import threading
 import time
@@ -43,17 +45,21 @@ __all__ = [
     "relative_violation",
     "reserved_option",
     "run_watched",
+    "settled",
     "solved",
     "sound",
     "too_large",
     "trivial",
     "unknown_option",
+    "with_whole_bounds",
 ]
 
 #: Violation and objective error that is put down to a solver's tolerances, relative to the row's own size.
 SLACK = 1e-6
 #: Entries whose contribution varies by no more than this are folded into their row; constants are among them.
 NEGLIGIBLE = 1e-8
+#: How far a bound of an integer column may be from a whole number and still mean that one.
+INTEGRAL = 1e-9
 #: Relative error that is put down to rounding where a row of constants is checked.
 ROUNDING = 1e-12
 #: Feasibility and integrality tolerance asked of every solver for mixed-integer programs. Measured on 9,000
@@ -205,8 +211,10 @@ def solved(
     start = checked_start(program, start)
     watch = Watch(limits)
     outcome = trivial(program) or too_large(program, traits.name, traits.infinite)
+    whole = with_whole_bounds(program)
+    outcome = outcome or trivial(whole)
     if outcome is None:
-        easier = conditioned(program, traits.smallest)
+        easier = conditioned(whole, traits.smallest)
         job = Job(easier.program, easier.start(start), limits, options or {}, watch)
         found = run_watched(
             lambda: run(job), watch, limits, should_stop, job.stop, takes_ctrl_c=traits.takes_ctrl_c
@@ -215,6 +223,30 @@ def solved(
             raise KeyboardInterrupt  # it came while the solver's own handler was in place
         outcome = easier.back(found)
     return checked(program, limits, outcome, start, watch.seconds)
+
+
+def settled(name: str, run: Callable[[Job], Outcome | None], job: Job) -> Outcome:
+    """The outcome of a run, resolved where the solver leaves it open.
+
+    Args:
+        name: of the solver, for messages.
+        run: None for "unbounded" and "infeasible or unbounded", which solvers say too soon or mix up.
+        job: what to run.
+    """
+    outcome = run(job)
+    if outcome is not None:
+        return outcome
+    outcome = run(job.feasibility())
+    if outcome is None:
+        # Nothing can be unbounded there.
+        return Outcome(Stop.INFEASIBLE, np.inf, np.inf)
+    if outcome.stop is not Stop.OPTIMAL:
+        return outcome
+    # A point, so what is left is a ray of the relaxation (Meyer 1974, rational data).
+    ray = run(job.relaxation())
+    if ray is None or ray.stop is Stop.UNBOUNDED:
+        return Outcome(Stop.UNBOUNDED, nodes=outcome.nodes)
+    return Outcome(Stop.ERROR, message=f"{name} finds no optimum, but a point and no ray")
 
 
 def run_watched(
@@ -457,6 +489,19 @@ def too_large(program: Program, solver: str, infinite: float) -> Outcome | None:
     return None
 
 
+def with_whole_bounds(program: Program) -> Program:
+    """The program with whole bounds of its integer columns: some solvers refuse others, or round at will.
+
+    What is within 1e-9 of a whole number is that one.
+    """
+    lower, upper, integer = program.lower, program.upper, program.integer
+    return replace(
+        program,
+        lower=np.where(integer, np.ceil(lower - INTEGRAL), lower),
+        upper=np.where(integer, np.floor(upper + INTEGRAL), upper),
+    )
+
+
 def trivial(program: Program) -> Outcome | None:
     """The answer where bounds alone give it, which solvers disagree on how to say; None otherwise.
 
@@ -584,8 +629,18 @@ def package_availability(module: str, distribution: str, fix: str, limits: str =
 
 
 def unknown_option(solver: str, key: str, known: Iterable[str]) -> QueryError:
-    """The error for an option that a solver does not have, naming near ones."""
-    return QueryError(f"{solver} option {key!r}", needed=f"an option of {solver}", fix=near(key, known))
+    """The error for an option that a solver does not have, naming near ones.
+
+    Names in groups (``mip.limits.nodes``, ``limits/nodes``) are also compared by their last part.
+    """
+    known = sorted(known)
+    fix = near(key, known)
+    if not fix.startswith("did you mean"):
+        last = {re.split("[./]", name)[-1].casefold(): name for name in known}
+        close = difflib.get_close_matches(key.casefold(), last, n=3, cutoff=0.5)
+        if close:
+            fix = f"did you mean {' or '.join(last[each] for each in close)}?"
+    return QueryError(f"{solver} option {key!r}", needed=f"an option of {solver}", fix=fix)
 
 
 def reserved_option(solver: str, key: str, owner: str) -> QueryError:

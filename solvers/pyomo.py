@@ -12,18 +12,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
-import numpy as np
-
 from milpver.errors import PluginError, SolverUnavailableError
 from milpver.linear import Float
 from milpver.program import Program
 from milpver.registry import Factory, near
-from milpver.solver import Availability, Limits, Progress, Solution, Stop
+from milpver.solver import Availability, Limits, Progress, Solution
 from milpver.solvers._common import (
     Job,
     Outcome,
     Traits,
     package_availability,
+    settled,
     solved,
     trivial,
 )
@@ -115,38 +114,12 @@ class PyomoSolver:
 
     def _minimise(self, job: Job) -> Outcome:
         """Solve, and resolve "infeasible or unbounded", which several solvers say too soon or mix up."""
-        job = _with_whole_bounds(job)
-        # What was to be solved can have been emptied by that, or by ``conditioned``.
+        # What was to be solved can have been emptied by ``conditioned``.
         outcome = trivial(job.program) or idle(job.program)
         if outcome is not None:
             return outcome
         with _quiet():
-            outcome = self._driver.run(job)
-            if outcome is not None:
-                return outcome
-            feasible = job.feasibility()
-            outcome = idle(feasible.program) or self._driver.run(feasible)
-        if outcome is None:
-            # Nothing can be unbounded here.
-            return Outcome(Stop.INFEASIBLE, np.inf, np.inf)
-        if outcome.stop is not Stop.OPTIMAL:
-            return outcome
-        # A point, so what is left is a ray of the relaxation (Meyer 1974, rational data).
-        with _quiet():
-            ray = self._driver.run(job.relaxation())
-        if ray is None or ray.stop is Stop.UNBOUNDED:
-            return Outcome(Stop.UNBOUNDED, nodes=outcome.nodes)
-        return Outcome(Stop.ERROR, message=f"{self.name} finds no optimum, but a point and no ray")
-
-
-def _with_whole_bounds(job: Job) -> Job:
-    """The job with whole bounds of its integer columns, which readers of files round as they like."""
-    program, start = job.program, job.start
-    lower = np.where(program.integer, np.ceil(program.lower), program.lower)
-    upper = np.where(program.integer, np.floor(program.upper), program.upper)
-    if start is not None:
-        start = np.clip(start, lower, upper)
-    return replace(job, program=replace(program, lower=lower, upper=upper), start=start)
+            return settled(self.name, lambda part: idle(part.program) or self._driver.run(part), job)
 
 
 @contextmanager
