@@ -86,6 +86,8 @@ SAME_FLOOR = {
     ("milpver.encoding", "milpver.query"),
     ("milpver.onnx_import", "milpver.onnx_file"),
     ("milpver.onnx_import", "milpver.ops"),
+    ("milpver.prune", "milpver.attack"),
+    ("milpver.prune", "milpver.replay"),
     ("milpver.witness", "milpver.replay"),
     ("milpver.distance", "milpver.run"),
     ("milpver.margin", "milpver.run"),

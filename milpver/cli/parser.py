@@ -121,6 +121,15 @@ example:
   milpver attack model.onnx --data test.npz --budget 2,1 --index 0:100 --method pgd,swap
   milpver attack model.onnx --data mnist/ --budget 10%,0,0 --index 0:1000 --records out.jsonl"""
 
+PRUNE_EXAMPLES = """\
+Removes as many neurons of each layer as the budget says, those with the least score, and
+takes their rows and columns out of the file. The outcome is compared with the masked
+network in ONNX Runtime before it is written.
+
+examples:
+  milpver prune model.onnx --method l1 --budget 10%,0,0 --save small.onnx
+  milpver prune model.onnx --method taylor --budget 2,1 --data test.npz --save small.onnx"""
+
 SOLVERS_EXAMPLES = """\
 example:
   milpver solvers --json"""
@@ -246,6 +255,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     add("import-solution", "check a solution of an exported program", IMPORT_EXAMPLES, _import_solution)
     add("demo", "both questions on shipped handwritten digits, with a picture", DEMO_EXAMPLES, _demo)
     add("attack", "pruning masks that hurt, by attacks", ATTACK_EXAMPLES, _attack)
+    add("prune", "remove neurons by a heuristic, and write the smaller network", PRUNE_EXAMPLES, _prune)
     add("train", "train a network to survive pruning, and export it", TRAIN_EXAMPLES, _train)
     add("verify", "whether a property in VNN-LIB holds, one or a list of them", VERIFY_EXAMPLES, _verify)
     add("supports", "what queries are taken, as VNN-LIB 2.0 asks", SUPPORTS_EXAMPLES, _supports)
@@ -329,6 +339,13 @@ def _compare(parser: argparse.ArgumentParser) -> None:
         default="alpha-crown",
         metavar="LIST",
         help="alpha-crown (the tightest), crown, budget or interval (alpha-crown)",
+    )
+    group.add_argument(
+        "--solver-option",
+        action="append",
+        default=[],
+        metavar="[SOLVER:]KEY=VALUE",
+        help="a parameter of one solver's own, or of all; may be given several times",
     )
     group.add_argument("--repeat", default="1", metavar="N", help="runs of each contender on each query (1)")
     _limits(parser.add_argument_group("search"))
@@ -626,3 +643,28 @@ def _attack(parser: argparse.ArgumentParser) -> None:
         "--records", metavar="FILE", help="write one JSON line an input to a new FILE, `-` to stdout"
     )
     run.add_argument("--quiet", action="store_true", help="no notes; the table stays")
+
+
+def _prune(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="ONNX file")
+    parser.add_argument(
+        "--method", default="l1", metavar="NAME", help="l1, l2, taylor, actmean or random (l1)"
+    )
+    parser.add_argument(
+        "--budget", required=True, metavar="LIST", help="neurons to remove, an entry a gateable layer"
+    )
+    parser.add_argument("--save", required=True, metavar="FILE", help="the ONNX file to write")
+    parser.add_argument("--seed", default="0", metavar="N", help="of random (0)")
+    data = parser.add_argument_group("data", "for taylor and actmean, and for accuracies")
+    data.add_argument("--data", metavar="D", help="inputs with labels, see milpver margin")
+    data.add_argument("--index", metavar="I", help="which inputs: 5 or 1,4,9 or 0:100 (all)")
+    data.add_argument("--keys", metavar="X,Y", help="names of inputs and labels in an .npz file (x,y)")
+    data.add_argument("--split", default="test", metavar="NAME", help="files of an idx folder: test or train")
+    data.add_argument("--scale", metavar="S", help="divide the inputs of an .npz or .csv file by S")
+    data.add_argument(
+        "--mean", metavar="M", help="the network gets (x - M) / S; one number, or one a channel"
+    )
+    data.add_argument("--std", metavar="S", help="see --mean")
+    data.add_argument(
+        "--layout", metavar="NAME", help="where the data has its channels, if elsewhere: nchw or nhwc"
+    )
