@@ -26,8 +26,8 @@ from milpver.property_file import load_property
 from milpver.query import Options, parse_budget
 
 if TYPE_CHECKING:
-    from milpver.property import Property
     from milpver.counterexample import PropertyAnswer
+    from milpver.property import Property
 
 __all__ = ["counterexample", "run"]
 
@@ -100,7 +100,8 @@ def _files(arguments: Namespace) -> _Files:
                 needed="a network and a property",
                 fix="milpver verify MODEL.onnx PROPERTY.vnnlib, or verify QUERY --network NAME=MODEL.onnx",
             )
-        return _Files(Path(files[0]), Path(files[1]), "", arguments.budget)
+        name, model = _named(files[0])
+        return _Files(Path(model), Path(files[1]), name, arguments.budget)
     if len(files) != 1 or len(networks) != 1:
         raise QueryError(
             f"{len(files)} files and {len(networks)} --network",
@@ -115,6 +116,19 @@ def _files(arguments: Namespace) -> _Files:
             fix="give the network's name in the query, then its file",
         )
     return _Files(Path(path), Path(files[0]), name, arguments.budget)
+
+
+def _named(text: str) -> tuple[str, str]:
+    """A network's name and file, where a list of such pairs is written in place of a file (version 2.0)."""
+    if not text.startswith("["):
+        return "", text
+    try:
+        ((name, path),) = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError) as error:
+        raise QueryError(
+            f"the networks {text[:80]}", needed="one (name, file) pair", fix="ask about one network"
+        ) from error
+    return str(name), str(path)
 
 
 def _instance(files: _Files, options: Options, spent: float, interrupts: Interrupts) -> str:
@@ -229,19 +243,7 @@ class _Instance:
 
     def files(self, folder: Path, budget: str | None) -> _Files:
         """Its files; version 2.0 lists pairs of a network's name and file."""
-        name, text = "", self.onnx
-        if text.startswith("["):
-            try:
-                pairs = ast.literal_eval(text)
-                if len(pairs) != 1 or len(pairs[0]) != 2:
-                    raise ValueError(text)
-                name, text = str(pairs[0][0]), str(pairs[0][1])
-            except (ValueError, SyntaxError, TypeError) as error:
-                raise QueryError(
-                    f"the networks {text[:80]}",
-                    needed="one (name, file) pair",
-                    fix="ask about each by itself",
-                ) from error
+        name, text = _named(self.onnx)
         return _Files(folder / text, folder / self.vnnlib, name, budget)
 
 
