@@ -40,13 +40,13 @@ __all__ = ["RETRIED", "Observer", "Outcome", "parse_retry", "run_plan"]
 RETRIED = (Status.TIMEOUT, Status.MEMORY, Status.ERROR, Status.UNAVAILABLE)
 
 #: Seconds of work in a batch, queries in the first one of a cell, and queries in any.
-_WORK, _FIRST, _MOST = 3.0, 8, 512
+_WORK, _FIRST, _MOST = 2.0, 8, 512
 #: Queries whose bounds are computed together: larger batches hold a multiple of it.
 _TOGETHER = 32
 #: Deaths of workers alone with a query until the query is at fault: by themselves, and by what may be a kill.
 _CRASHES, _KILLS = 2, 3
 #: Seconds between reports to the store, and between looks at what other processes do.
-_BEAT, _LOOK = 10.0, 0.5
+_BEAT, _LOOK = 5.0, 0.5
 #: Seconds that workers have to give up when they are told to.
 _GRACE = 10.0
 
@@ -253,6 +253,7 @@ class _Run:
         self._left: deque[tuple[_Line, Batch]] = deque()
         self._running: dict[int, tuple[_Line, float, set[bytes]]] = {}
         self._stopping = False
+        self._processes = 1
         self._numbers = iter(range(1 << 62))
         self._answered = self._elsewhere = self._crashes = self._kept = 0
         self.lines = self._read(campaign, retry, timeout)
@@ -308,7 +309,8 @@ class _Run:
             now = time.monotonic()
             if now >= next_beat:
                 self._store.beat(self._owner)
-                next_beat = now + _BEAT
+                self._processes = max(1, self._store.alive())
+                next_beat = now + (_BEAT if next_beat > self._began + _BEAT else 1.0)
             if now >= next_look and any(line.elsewhere for line in self.lines):
                 self._look(grab=pool.free() > 0 and not any(line.queue for line in self.lines))
                 next_look = time.monotonic() + _LOOK
@@ -341,7 +343,7 @@ class _Run:
 
     def _count(self, line: _Line, workers: int) -> int:
         """How many queries make a batch: no more than what leaves others something to do at the end."""
-        fair = -(-sum(len(each.queue) for each in self.lines) // (2 * workers))
+        fair = -(-sum(len(each.queue) for each in self.lines) // (2 * workers * self._processes))
         count = _FIRST if line.pace is None else int(_WORK / max(line.pace, 1e-6))
         count = max(1, min(count, _MOST, fair))
         return count - count % _TOGETHER if count > _TOGETHER else count

@@ -501,6 +501,10 @@ class Store:
             rows = self._db.execute("SELECT id, host, place, pid, started, heartbeat FROM owner").fetchall()
         return [Owner(*row) for row in rows]
 
+    def alive(self) -> int:
+        """How many processes are at work."""
+        return sum(not is_gone(owner) for owner in self.owners())
+
     def claims(self) -> dict[str, int]:
         """How many queries each owner has claimed."""
         with self._guarded("read"):
