@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from milpver import registry
 from milpver.bounding import Bounds, margin_rows
 from milpver.closed_form import closed_form_gate, worst_masks
+from milpver.deviation import deviation_screen
 from milpver.encoder import Encoded, encode
 from milpver.errors import QueryError, SolverUnavailableError
 from milpver.graph import Gate
@@ -91,7 +92,7 @@ def margins(
 
     Raises:
         QueryError: a radius < 0 or not finite, a label out of range, an input outside of the domain or
-            not finite.
+            not finite; a pre-screen of balls.
         PluginError: an unknown solver, encoding or bounding.
     """
     if not (math.isfinite(radius) and radius >= 0):
@@ -104,17 +105,36 @@ def margins(
         domain=domain,
         gate=closed_form_gate(network.graph, budget) if radius == 0 and closed_form else None,
     )
+    proven = _screened(query, inputs, labels)
     places = indices if indices is not None else range(len(inputs))
     size = BATCH if query.gate is None else CLOSED_FORM_BATCH
     for start in range(0, len(inputs), size):
         part = slice(start, start + size)
-        yield from _batch(query, inputs[part], labels[part], places[part])
+        yield from _batch(query, inputs[part], labels[part], places[part], proven[part])
+
+
+def _screened(query: _Query, inputs: NDArray[np.float32], labels: Sequence[int]) -> list[Float | None]:
+    """For each input the bounds that a pre-screen proves it robust by, float64 [classes - 1]; or None."""
+    if query.context.options.pre_screen == "none" or not query.budget.groups:
+        return [None] * len(inputs)
+    if query.radius != 0:
+        raise QueryError(
+            f"--pre-screen {query.context.options.pre_screen} with --radius {query.radius:g}",
+            needed="point inputs, which deviation bounds are about",
+            fix="leave out --pre-screen or --radius",
+        )
+    screen = deviation_screen(query.context.network, inputs, labels, query.budget)
+    return [lower if proven else None for lower, proven in zip(screen.lower, screen.proven, strict=True)]
 
 
 def _batch(
-    query: _Query, inputs: NDArray[np.float32], labels: Sequence[int], indices: Sequence[int]
+    query: _Query,
+    inputs: NDArray[np.float32],
+    labels: Sequence[int],
+    indices: Sequence[int],
+    proven: Sequence[Float | None],
 ) -> Iterator[Verdict]:
-    """One batch: bounds together, then each input by itself."""
+    """One batch: bounds together, then each input by itself; ``proven`` are those of a pre-screen."""
     started = time.perf_counter()
     context = query.context
     graph = context.network.graph
@@ -122,7 +142,7 @@ def _batch(
     predicted = graph.evaluate(x).argmax(axis=1)
     boxes = [ball(centre, query.radius, query.domain) for centre in x]
     # There is nothing to compute for an input that is misclassified already.
-    asked = [i for i, label in enumerate(labels) if label == predicted[i]]
+    asked = [i for i, label in enumerate(labels) if label == predicted[i] and proven[i] is None]
     bounds: Bounds | None = None
     masks: NDArray[np.bool_] | None = None
     if asked:
@@ -145,7 +165,10 @@ def _batch(
     place = {i: position for position, i in enumerate(asked)}
     for i, box in enumerate(boxes):
         search = _Search(query, box, int(labels[i]), share, int(indices[i]))
-        if bounds is not None and i in place:
+        screened = proven[i]
+        if screened is not None:
+            search.screened(screened)
+        elif bounds is not None and i in place:
             search.run(bounds.of(place[i]), None if masks is None else masks[place[i]])
         else:
             search.status = Status.MISCLASSIFIED
@@ -219,6 +242,12 @@ class _Search:
         except SolverUnavailableError as error:
             self.status, self.message = Status.UNAVAILABLE, str(error)
             return
+        self.conclude()
+
+    def screened(self, lower: Float) -> None:
+        """Take the bounds of a pre-screen, which prove every margin."""
+        self.engine, self.rounded = "deviation", lower.copy()
+        self.offer(self.box.centre, self.nothing_removed())
         self.conclude()
 
     def nothing_removed(self) -> dict[int, NDArray[np.bool_]]:

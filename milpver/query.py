@@ -339,6 +339,9 @@ class Options:
         seed: random seed.
         device: "auto", "cpu" or "cuda", where bounds are computed.
         decide: margin only: stop as soon as the sign is proven.
+        pre_screen: margin only, with ``decide``, for points: "deviation" has inputs answered by deviation
+        bounds
+            where these suffice, before anything else is tried; "none".
         solver_options: the solver's own parameters.
         solver_log: folder for the solver's logs, one file a solve; None for none.
         cross_check: solvers that solve every program in place of ``solver`` and have to agree; () for none.
@@ -357,6 +360,7 @@ class Options:
     solver_options: Mapping[str, str] | None = None
     solver_log: Path | None = None
     cross_check: tuple[str, ...] = ()
+    pre_screen: str = "none"
 
     def __post_init__(self) -> None:
         """Refuse values that no run could honour."""
@@ -368,6 +372,10 @@ class Options:
         _require(self.seed >= 0, "seed", self.seed, "a whole number >= 0")
         _require(self.memory is None or self.memory > 0, "memory", self.memory, "bytes > 0, such as 4G")
         _require(self.device in ("auto", "cpu", "cuda"), "device", self.device, "auto, cpu or cuda")
+        _require(self.pre_screen in ("none", "deviation"), "pre-screen", self.pre_screen, "none or deviation")
+        _require(
+            self.pre_screen == "none" or self.decide, "pre-screen", self.pre_screen, "--decide beside it"
+        )
 
 
 def _require(holds: bool, name: str, value: object, needed: str) -> None:

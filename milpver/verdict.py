@@ -108,7 +108,7 @@ class Verdict:
         removed: the witness's mask as (layer from 1, neuron from 0) pairs; None without a witness.
         nodes: branch-and-bound nodes, all classes.
         seconds: wall-clock time, all classes.
-        solver: the backend, or ``closed-form`` or ``bounds`` where no search ran.
+        solver: the backend, or ``closed-form``, ``bounds`` or ``deviation`` where no search ran.
         encoding, bounds, gap, timeout, threads, seed: as asked.
         witness_margin_float64: margin of the witness, evaluated in float64 by the IR.
         witness_margin_float32: the same by ONNX Runtime in float32 on the original file.

@@ -558,3 +558,36 @@ def test_a_solver_that_is_missing_says_so(tmp_path: Path, monkeypatch: pytest.Mo
     assert verdict.status is Status.UNAVAILABLE
     assert verdict.verdict is Answer.UNKNOWN
     assert "no licence" in verdict.message
+
+
+@pytest.mark.parametrize("budget", ["1,0", "0,1", "1,1"])
+def test_a_pre_screen_answers_as_the_search_does(tmp_path: Path, budget: str) -> None:
+    network = random_network(tmp_path / "net.onnx", (4, 8, 6, 3), 5, scale=1.5)
+    x = np.random.default_rng(0).random((40, 4)).astype(np.float32)
+    labels = network.graph.evaluate(x.astype(np.float64)).argmax(1).tolist()
+    labels[3] = (labels[3] + 1) % 3
+    allowed = parse_budget(budget, network)
+    plain, screened = (
+        list(
+            margins(network, x, labels, budget=allowed, options=Options("bab", decide=True, pre_screen=name))
+        )
+        for name in ("none", "deviation")
+    )
+    assert [v.verdict for v in screened] == [v.verdict for v in plain]
+    by_screen = [v for v in screened if v.solver == "deviation"]
+    assert by_screen
+    for verdict in by_screen:
+        assert verdict.status in (Status.DECIDED, Status.OPTIMAL)
+        assert verdict.assurance is Assurance.ROUNDED
+        assert verdict.lower is not None
+        assert verdict.lower > 0
+    assert screened[3].status is Status.MISCLASSIFIED
+    with pytest.raises(QueryError, match="--pre-screen deviation with --radius"):
+        next(
+            margins(
+                network, x, labels, budget=allowed, radius=0.1,
+                options=Options(decide=True, pre_screen="deviation"),
+            )
+        )  # fmt: skip
+    with pytest.raises(QueryError, match="--decide beside it"):
+        Options(pre_screen="deviation")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
@@ -23,6 +24,7 @@ def run(arguments: Namespace) -> int:
     """Answer the question for all inputs chosen."""
     radius = number("--radius", arguments.radius, example="0.01")
     query = read_query(arguments, decide=arguments.decide)
+    query = replace(query, options=replace(query.options, pre_screen=arguments.pre_screen))
     return ask_margins(query, parse_budget(arguments.budget, query.network), radius).code
 
 

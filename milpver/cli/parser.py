@@ -294,6 +294,12 @@ def _margin(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--decide", action="store_true", help="stop as soon as the sign of the margin is proven"
     )
+    parser.add_argument(
+        "--pre-screen",
+        default="none",
+        metavar="NAME",
+        help="with --decide: answer by deviation bounds where they suffice: none or deviation (none)",
+    )
     _common(parser)
 
 
