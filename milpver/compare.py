@@ -43,6 +43,7 @@ __all__ = [
     "Record",
     "Row",
     "Summary",
+    "check_options",
     "contenders",
     "contradictions",
     "host",
@@ -163,6 +164,7 @@ class Plan:
         budget, radius: of margins.
         domain: limits of the inputs, or None.
         repeats: runs of each contender on each query.
+        solver_options: the solvers' own parameters, by the solver's name; they overrule those of ``options``.
         extra: further fields for the records, which say what was asked.
     """
 
@@ -177,6 +179,7 @@ class Plan:
     radius: float = 0.0
     domain: Domain | None = None
     repeats: int = 1
+    solver_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def jobs(self) -> tuple[Job, ...]:
@@ -220,8 +223,17 @@ class Plan:
             "repeats": self.repeats,
             "memory": self.options.memory,
             "device": self.options.device,
+            "solver_options": {
+                name: own
+                for name in dict.fromkeys(each.solver for each in self.contenders)
+                if (own := self.options_of(name))
+            },
             **self.extra,
         }
+
+    def options_of(self, solver: str) -> dict[str, str]:
+        """The solver's own parameters."""
+        return {**(self.options.solver_options or {}), **self.solver_options.get(solver, {})}
 
     @property
     def inputs_sha256(self) -> str:
@@ -285,7 +297,13 @@ class Plan:
 
     def _verdict(self, job: Job, should_stop: Callable[[], bool]) -> Verdict:
         names = job.contender
-        options = replace(self.options, solver=names.solver, encoding=names.encoding, bounds=names.bounds)
+        options = replace(
+            self.options,
+            solver=names.solver,
+            encoding=names.encoding,
+            bounds=names.bounds,
+            solver_options=self.options_of(names.solver),
+        )
         one = slice(job.place, job.place + 1)
         inputs, labels, indices = self.inputs[one], self.labels[one], self.indices[one]
         if self.question == "distance":
@@ -345,22 +363,33 @@ def warm_up(plan: Plan) -> dict[str, str]:
     """Load all that contenders need, so that none of them pays for it; solvers that cannot run, and why.
 
     Each bounding bounds the first input, each solver gets a program of one row; nothing of it is recorded.
+
+    Raises:
+        QueryError: see :func:`check_options`.
     """
     x = plan.inputs[:1].astype(np.float64)
     rows = margin_rows(plan.labels[:1], plan.network.graph.outputs)
     for name in dict.fromkeys(each.bounds for each in plan.contenders):
         bounding = registry.load("bounds", name)
         bounding.bound(plan.network.graph, x, x, plan.budget, rows, plan.options.device)
-    unavailable = {}
+    names = dict.fromkeys(each.solver for each in plan.contenders)
+    return {name: reason for name in names if (reason := _why_not(name, plan))}
+
+
+def check_options(plan: Plan) -> None:
+    """See that every solver that can run here takes the options it is given.
+
+    Raises:
+        QueryError: one does not.
+    """
     for name in dict.fromkeys(each.solver for each in plan.contenders):
-        reason = _why_not(registry.load("solvers", NATIVE.get(name, name)), plan.options)
-        if reason:
-            unavailable[name] = reason
-    return unavailable
+        if plan.options_of(name):
+            _why_not(name, plan)
 
 
-def _why_not(solver: Any, options: Options) -> str:
+def _why_not(name: str, plan: Plan) -> str:
     """Why a solver cannot run here; "" where it can."""
+    solver = registry.load("solvers", NATIVE.get(name, name))
     builder = ProgramBuilder()
     columns = builder.add_columns("x", np.zeros(2), np.ones(2), integer=True)
     builder.add_matrix_rows([(columns, np.ones((1, 2)))], 0.5, np.inf, 1)
@@ -369,7 +398,10 @@ def _why_not(solver: Any, options: Options) -> str:
         availability = solver.availability()
         if not availability.available:
             return str(availability.reason) or "it says that it is not available"
-        solver.solve(program, Limits(seconds=10.0, threads=options.threads, seed=options.seed))
+        limits = Limits(seconds=10.0, threads=plan.options.threads, seed=plan.options.seed)
+        solver.solve(program, limits, options=plan.options_of(name))
+    except QueryError:  # the user's, who mends it before the comparison begins
+        raise
     except Exception as error:  # whatever a foreign solver does, the others go on
         return " ".join(str(error).split()) or type(error).__name__
     return ""

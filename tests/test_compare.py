@@ -22,6 +22,7 @@ from milpver.compare import (
     TOLERANCE,
     Contender,
     Plan,
+    check_options,
     contenders,
     contradictions,
     host,
@@ -286,6 +287,38 @@ def test_an_interrupted_run_gives_no_record_of_the_job_under_way(plan: Plan) -> 
     assert len(list(plan.run(plan.jobs(), {}, later))) < len(plan.jobs())
 
 
+def test_options_reach_the_solver_that_they_are_for(plan: Plan) -> None:
+    names = contenders(["highs", "gurobi"], ["fused"], ["interval"])
+    mine = replace(
+        plan,
+        contenders=names,
+        options=replace(plan.options, solver_options={"a": "1", "b": "1"}),
+        solver_options={"gurobi": {"b": "2"}},
+    )
+    assert mine.options_of("highs") == {"a": "1", "b": "1"}
+    assert mine.options_of("gurobi") == {"a": "1", "b": "2"}
+    assert mine.identity()["solver_options"] == {
+        "highs": {"a": "1", "b": "1"},
+        "gurobi": {"a": "1", "b": "2"},
+    }
+
+
+def test_options_are_checked_and_recorded(plan: Plan, tmp_path: Path) -> None:
+    log = tmp_path / "highs.log"
+    names = contenders(["highs"], ["fused"], ["interval"])
+    mine = replace(plan, contenders=names, solver_options={"highs": {"log_file": str(log)}})
+    check_options(mine)
+    assert log.exists()
+    log.unlink()
+    record = next(found for _, found in mine.run(mine.jobs()[:1], {}, lambda: False))
+    assert record["solver_options"] == {"highs": {"log_file": str(log)}}
+    assert log.exists() == (record["solver"] == "highs")
+    wrong = replace(mine, solver_options={"highs": {"mip_max_node": "0"}})
+    for check in (check_options, warm_up):
+        with pytest.raises(QueryError, match="did you mean mip_max_nodes"):
+            check(wrong)
+
+
 # ------------------------------------------------------------------------------------- contradictions
 
 
@@ -464,5 +497,7 @@ def test_the_identity_tells_comparisons_apart(plan: Plan, tmp_path: Path) -> Non
         replace(plan, inputs=plan.inputs + np.float32(0.1)),
         replace(plan, labels=(0, 0, 0)),
         replace(plan, question="distance"),
+        replace(plan, solver_options={"highs": {"presolve": "off"}}),
+        replace(plan, options=replace(plan.options, solver_options={"presolve": "off"})),
     ):
         assert other.identity() != mine

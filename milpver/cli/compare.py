@@ -21,9 +21,18 @@ from milpver.cli.parser import parse
 from milpver.cli.progress import EVERY, FIRST_LINE
 from milpver.cli.question import prepare, read_query
 from milpver.cli.table import Column, print_table
-from milpver.cli.values import number, whole
+from milpver.cli.values import number, solver_options, whole
 from milpver.cli.version import PACKAGES
-from milpver.compare import QUESTIONS, Contender, Plan, Record, contenders, short_names, warm_up
+from milpver.compare import (
+    QUESTIONS,
+    Contender,
+    Plan,
+    Record,
+    check_options,
+    contenders,
+    short_names,
+    warm_up,
+)
 from milpver.errors import DataError, MilpverError, QueryError, RecordError
 from milpver.query import Budget, Options, parse_budget
 from milpver.registry import near
@@ -31,7 +40,7 @@ from milpver.report import COLUMNS, cells, note_lines, write
 from milpver.store import RecordFile
 from milpver.verdict import RECORD_FIELDS, Status
 
-__all__ = ["facts_of", "run"]
+__all__ = ["facts_of", "options_of", "run"]
 
 #: Repeats that make sense.
 MOST_REPEATS = 1000
@@ -44,6 +53,7 @@ def run(arguments: Namespace) -> int:
     folder = _folder(arguments.report)
     for each in plan.contenders:
         prepare(_with(plan, each))
+    check_options(plan)
     try:
         with RecordFile.open(folder / "results.jsonl", plan.identity(), "job") as file:
             code = _compare(plan, file, folder, arguments)
@@ -146,12 +156,8 @@ def _plan(arguments: Namespace) -> Plan:
     # Read as `milpver margin` reads it; flags that are not of this command keep their defaults.
     like = vars(parse(["margin", str(arguments.model), "--data", str(arguments.data), "--budget", "0"]))
     mine = {name: value for name, value in vars(arguments).items() if name in like and name != "bounds"}
-    query = read_query(
-        Namespace(
-            **like | mine | {"solver": first.solver, "encoding": first.encoding, "bounds": first.bounds}
-        ),
-        decide=arguments.decide,
-    )
+    named = {"solver": first.solver, "encoding": first.encoding, "bounds": first.bounds}
+    query = read_query(Namespace(**like | mine | named | {"solver_option": []}), decide=arguments.decide)
     return Plan(
         network=query.network,
         inputs=query.inputs,
@@ -164,8 +170,37 @@ def _plan(arguments: Namespace) -> Plan:
         radius=radius,
         domain=query.domain,
         repeats=repeats,
+        solver_options=options_of(arguments.solver_option, [each.solver for each in found]),
         extra={name: query.extra[name] for name in ("mean", "std")},
     )
+
+
+def options_of(entries: Sequence[str], solvers: Sequence[str]) -> dict[str, dict[str, str]]:
+    """``SOLVER:KEY=VALUE`` for one solver, ``KEY=VALUE`` for all of them, as options by solver.
+
+    What a solver is given by its name stands over what all are given.
+
+    Raises:
+        QueryError: one is neither, or names a solver that is not compared, or a key twice.
+    """
+    solvers = list(dict.fromkeys(solvers))
+    own: dict[str, list[str]] = {name: [] for name in solvers}
+    common: list[str] = []
+    for entry in entries:
+        key = entry.partition("=")[0].strip()
+        owner = max((name for name in solvers if key.startswith(f"{name}:")), key=len, default=None)
+        if owner is not None:
+            own[owner].append(entry.strip()[len(owner) + 1 :])
+        elif ":" in key:
+            raise QueryError(
+                f"--solver-option {entry!r} is for none of the solvers compared",
+                needed=f"SOLVER:KEY=VALUE with SOLVER one of {', '.join(solvers)}, or KEY=VALUE for all",
+                fix=near(key.rpartition(":")[0], solvers),
+            )
+        else:
+            common.append(entry)
+    shared = solver_options(common)
+    return {name: shared | solver_options(each) for name, each in own.items() if shared or each}
 
 
 def _with(plan: Plan, contender: Contender) -> Options:
@@ -257,6 +292,11 @@ def facts_of(plan: Plan, records: Sequence[Record], arguments: Namespace) -> dic
         "data options": _data_options(arguments),
         "contenders": ", ".join(each.key for each in plan.contenders) + " (solver/encoding/bounds)",
         "solvers": ", ".join(solvers),
+        "solver options": "; ".join(
+            f"{name}: {', '.join(f'{key}={value}' for key, value in each.items())}"
+            for name, each in plan.solver_options.items()
+        )
+        or "none",
         "time limit": f"{options.timeout:g} s a query, all competing classes",
         "gap": f"{options.gap:g} absolute",
         "threads": str(options.threads),
@@ -327,6 +367,7 @@ def _command(arguments: Namespace) -> str:
         if value is not None:
             # A value such as -1,1 would pass for a flag if it stood alone.
             words += [f"--{name}={value}"] if str(value).startswith("-") else [f"--{name}", str(value)]
+    words += [f"--solver-option={entry}" for entry in arguments.solver_option]
     return shlex.join(words + ["--decide"] * bool(arguments.decide))
 
 

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from milpver import registry
+from milpver.cli.compare import options_of
 from milpver.cli.parser import parse
+from milpver.errors import QueryError
 
 # Fixtures and their types are those of tests/cli/conftest.py.
 Cli = Callable[..., Any]
@@ -93,6 +95,10 @@ class _Table(HTMLParser):
         ("--seed", "-1", "--seed"),
         ("--index", "99", "--index"),
         ("--report", "/proc/nowhere/out", "--report"),
+        ("--solver-option", "presolve", "is no KEY=VALUE"),
+        ("--solver-option", "highs:presolv=off", "did you mean presolve"),
+        ("--solver-option", "hihgs:presolve=off", "did you mean highs"),
+        ("--solver-option", "highs:presolve=never", "a value that HiGHS takes"),
         ("--solvers", None, "--solvers"),
         ("--report", None, "--report"),
     ],
@@ -239,6 +245,29 @@ def test_the_command_in_the_report_is_the_same_comparison(compared: tuple[Path, 
     assert (folder / "report.html").read_bytes() == page
 
 
+def test_options_of_one_solver_and_of_all() -> None:
+    given = ["pyomo:cbc:ratio=0", "scip:limits/nodes=9", "seed=1", " scip: seed = 2"]
+    assert options_of(given, ["scip", "pyomo:cbc", "highs", "scip"]) == {
+        "scip": {"limits/nodes": "9", "seed": "2"},
+        "pyomo:cbc": {"ratio": "0", "seed": "1"},
+        "highs": {"seed": "1"},
+    }
+    assert options_of([], ["highs"]) == {}
+    with pytest.raises(QueryError, match="a second time"):
+        options_of(["highs:a=1", "highs:a=2"], ["highs"])
+
+
+def test_options_are_in_the_records_and_in_the_report(asked: list[str], cli: Cli, tmp_path: Path) -> None:
+    words = [*_replaced(asked, "--index", "6"), "--solver-option", "highs:presolve=off"]
+    assert cli(*words).code == 0
+    folder = tmp_path / "out"
+    assert {str(each["solver_options"]) for each in _records(folder)} == {"{'highs': {'presolve': 'off'}}"}
+    source = (folder / "report.html").read_text(encoding="utf-8")
+    assert "solver options</th><td>highs: presolve=off</td>" in source
+    assert "--solver-option=highs:presolve=off" in source
+    assert "were already there" in cli(*words).out
+
+
 # ------------------------------------------------------------------------------- interrupts, resumption
 
 
@@ -310,6 +339,7 @@ def test_interrupted_before_anything_is_done(
         ("--repeat", "2", "repeats is"),
         ("--seed", "3", "seed is"),
         ("--memory", "3G", "memory is"),
+        ("--solver-option", "highs:presolve=off", "solver_options is"),
     ],
 )
 def test_a_folder_with_another_comparison_is_refused_and_left(
