@@ -562,7 +562,9 @@ def test_a_solver_that_is_missing_says_so(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("budget", ["1,0", "0,1", "1,1"])
 def test_a_pre_screen_answers_as_the_search_does(tmp_path: Path, budget: str) -> None:
-    network = random_network(tmp_path / "net.onnx", (4, 8, 6, 3), 5, scale=1.5)
+    weights, biases = random_layers((4, 8, 6, 3), 5, scale=1.5)
+    biases[-1][0] += 2.5  # margins large enough for these bounds, which are loose
+    network = network_of(tmp_path / "net.onnx", weights, biases)
     x = np.random.default_rng(0).random((40, 4)).astype(np.float32)
     labels = network.graph.evaluate(x.astype(np.float64)).argmax(1).tolist()
     labels[3] = (labels[3] + 1) % 3
@@ -575,7 +577,7 @@ def test_a_pre_screen_answers_as_the_search_does(tmp_path: Path, budget: str) ->
     )
     assert [v.verdict for v in screened] == [v.verdict for v in plain]
     by_screen = [v for v in screened if v.solver == "deviation"]
-    assert by_screen
+    assert 0 < len(by_screen) < 39
     for verdict in by_screen:
         assert verdict.status in (Status.DECIDED, Status.OPTIMAL)
         assert verdict.assurance is Assurance.ROUNDED
