@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from milpver.graph import Affine, Gate, Graph, Relu
+from milpver.onnx_import import load_network
 from milpver.property import Alternative, Property, Region
 from milpver.property_file import load_property, read_text
 
@@ -107,21 +109,17 @@ def _marabou(model: Path, prop: Path, timeout: float, folder: Path) -> str:
 
 
 def _omlt(model: Path, prop: Path, timeout: float, folder: Path) -> str:
-    import onnx  # noqa: PLC0415  only where it is asked for
-    import pyomo.environ as pyo  # noqa: PLC0415  as above
+    import pyomo.environ as pyo  # noqa: PLC0415  only where it is asked for
     from omlt import OmltBlock  # noqa: PLC0415  only where it is installed
-    from omlt.io.onnx import load_onnx_neural_network  # noqa: PLC0415  as above
     from omlt.neuralnet import FullSpaceNNFormulation  # noqa: PLC0415  as above
 
     del folder
-    content = onnx.load(str(model))
+    graph = load_network(model).graph
 
     def ask(region: Region, alternative: Alternative) -> str:
-        bounds = [(float(a), float(b)) for a, b in zip(region.lower, region.upper, strict=True)]
-        network = load_onnx_neural_network(content, scaling_object=None, input_bounds=dict(enumerate(bounds)))
         program: Any = pyo.ConcreteModel()
         program.net = OmltBlock()
-        program.net.build_formulation(FullSpaceNNFormulation(network))
+        program.net.build_formulation(FullSpaceNNFormulation(_omlt_network(graph, region)))
         outputs = [program.net.outputs[key] for key in program.net.outputs]
         program.rows = pyo.ConstraintList()
         for row, limit in zip(alternative.rows, alternative.limits, strict=True):
@@ -129,12 +127,44 @@ def _omlt(model: Path, prop: Path, timeout: float, folder: Path) -> str:
         program.goal = pyo.Objective(expr=0)
         solver = pyo.SolverFactory("appsi_highs")
         solver.options["time_limit"] = timeout
-        solver.config.load_solution = False
-        done = solver.solve(program)
-        word = str(done.solver.termination_condition)
+        word = str(solver.solve(program, load_solutions=False).solver.termination_condition)
         return {"infeasible": "unsat", "optimal": "sat", "maxTimeLimit": "timeout"}.get(word, "unknown")
 
     return _each(load_property(prop), ask)
+
+
+def _omlt_network(graph: Graph, region: Region) -> Any:
+    """A chain of dense layers as OMLT has them: its own importer knows few operators."""
+    from omlt.neuralnet import NetworkDefinition  # noqa: PLC0415  only where it is installed
+    from omlt.neuralnet.layer import DenseLayer, InputLayer  # noqa: PLC0415  as above
+
+    bounds = {
+        k: (float(a), float(b)) for k, (a, b) in enumerate(zip(region.lower, region.upper, strict=True))
+    }
+    made = NetworkDefinition(scaling_object=None, scaled_input_bounds=bounds)
+    before = InputLayer([graph.inputs])
+    made.add_layer(before)
+    for index, node in enumerate(graph.nodes[1:], start=1):
+        match node:
+            case Affine(terms=((source, linear),), bias=bias) if source == index - 1:
+                rectified = index + 1 < len(graph.nodes) and isinstance(graph.nodes[index + 1], Relu)
+                layer = DenseLayer(
+                    [linear.inputs],
+                    [linear.outputs],
+                    activation="relu" if rectified else "linear",
+                    weights=linear.csr.toarray().T,
+                    biases=np.asarray(bias),
+                )
+                made.add_layer(layer)
+                made.add_edge(before, layer)
+                before = layer
+            case Relu(source=source) if source == index - 1 and isinstance(graph.nodes[source], Affine):
+                pass
+            case Gate(source=source) if source == index - 1:
+                pass
+            case _:
+                raise ValueError(f"node {node.name} is no layer of a chain")
+    return made
 
 
 _ASK: dict[str, Callable[[Path, Path, float, Path], str]] = {
@@ -148,6 +178,8 @@ _ASK: dict[str, Callable[[Path, Path, float, Path], str]] = {
 def main(words: list[str]) -> int:
     """Answer one instance."""
     name, model, prop, timeout = words
+    answers = os.dup(1)  # solvers print where they like: everything but the answer goes to stderr
+    os.dup2(2, 1)
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / "property.vnnlib"  # not everyone reads packed files
         plain.write_text(read_text(Path(prop)), encoding="utf-8")
@@ -156,7 +188,8 @@ def main(words: list[str]) -> int:
         except Exception as error:
             sys.stderr.write(f"{name}: {type(error).__name__}: {error}\n")
             answer = "error"
-    sys.stdout.write(f"{answer}\n")
+    sys.stdout.flush()
+    os.write(answers, f"{answer}\n".encode("ascii"))
     return 0
 
 
