@@ -24,6 +24,9 @@ __all__ = ["Declared", "property_of"]
 #: Conjunctions in normal form beyond which a property is refused.
 MOST = 100_000
 
+#: The largest float32 number.
+_LARGEST = float(np.finfo(np.float32).max)
+
 #: Limits of one input: lower and upper, None where there is none.
 Limits = tuple["Fraction | None", "Fraction | None"]
 
@@ -109,7 +112,9 @@ class _Normaliser:
                 )
             if each.rows not in kept:
                 kept[each.rows] = self._alternative(each.rows, joint)
-            box = tuple(sorted(each.box.items(), key=lambda entry: entry[0]))
+            # Most alternatives share the common box: hashing thousands of limits for each would take longest.
+            shared = each.box is common.box
+            box = () if shared else tuple(sorted(each.box.items(), key=lambda entry: entry[0]))
             grouped.setdefault(box, []).append(kept[each.rows])
         return Property(
             source=declared.source,
@@ -154,7 +159,9 @@ class _Normaliser:
                     return None
             elif len(terms) == 1 and terms[0][0] < self._declared.inputs:
                 variable, coefficient = terms[0]
-                limit = -comparison.constant / coefficient
+                unit = abs(coefficient.numerator) == coefficient.denominator
+                limit = comparison.constant if unit else comparison.constant / abs(coefficient)
+                limit = -limit if coefficient > 0 else limit
                 side = (None, limit) if coefficient > 0 else (limit, None)
                 met = _met(box.get(variable, (None, None)), side)
                 if _empty(met):
@@ -297,23 +304,27 @@ def _rounded(limits: Limits) -> tuple[float, float, float, float]:
 def _outward(value: Fraction, direction: int) -> float:
     """The nearest float64 that is not below (direction 1), or not above (-1)."""
     near = float(value)
-    if (Fraction(near) - value) * direction < 0:
+    if _above(near, value) * direction < 0:
         near = math.nextafter(near, math.inf * direction)
     return near
 
 
 def _float32(value: Fraction, direction: int) -> float:
     """The nearest float32 that is not below (direction 1), or not above (-1)."""
-    with np.errstate(over="ignore"):
-        near = np.float32(float(value))
-    if not np.isfinite(near):
+    if abs(value) > _LARGEST:
         # Beyond float32: its largest number on one side, none on the other (infinity keeps the box empty).
-        largest = float(np.finfo(np.float32).max)
-        inside = (near > 0) == (direction < 0)
-        return math.copysign(largest, float(near)) if inside else float(near)
-    if (Fraction(float(near)) - value) * direction < 0:
+        inside = (value > 0) == (direction < 0)
+        return math.copysign(_LARGEST if inside else math.inf, value)
+    near = np.float32(float(value))
+    if _above(float(near), value) * direction < 0:
         near = np.nextafter(near, np.float32(math.inf * direction))
     return float(near)
+
+
+def _above(near: float, value: Fraction) -> int:
+    """Positive where a float lies above a rational, negative below, 0 where they are equal."""
+    top, bottom = near.as_integer_ratio()
+    return top * value.denominator - value.numerator * bottom
 
 
 def _scale(coefficients: Sequence[Fraction]) -> Fraction | None:

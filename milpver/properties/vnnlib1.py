@@ -34,6 +34,8 @@ _SILENT = frozenset({"set-logic", "set-info", "set-option", "check-sat", "get-mo
 #: A list: the place of its parenthesis, then its words and lists; a word: its text with its place.
 Node: TypeAlias = "tuple[int, list[Node]] | tuple[int, str]"
 
+_ONE = Fraction(1)
+
 #: Linear terms: variable to coefficient, and the constant.
 Linear: TypeAlias = tuple[dict[int, Fraction], Fraction]
 
@@ -215,6 +217,9 @@ class _Reader:
         """A comparison as ``... <= 0``."""
         if operator in (">=", ">"):
             left, right = right, left
+        simple = self._simple(operator, left, right, place)
+        if simple is not None:
+            return simple
         terms, constant = self._linear(left)
         more, other = self._linear(right)
         if more:
@@ -229,6 +234,19 @@ class _Reader:
                 (Comparison(kept, constant, False, place), Comparison(mirrored, -constant, False, place))
             )
         return Comparison(kept, constant, operator in ("<", ">"), place)
+
+    def _simple(self, operator: str, left: Node, right: Node, place: int) -> Comparison | None:
+        """``left <= right`` of a variable and a number, as most lines of a file are; None for others."""
+        first, second = left[1], right[1]
+        if not (isinstance(first, str) and isinstance(second, str)) or operator == "=":
+            return None
+        below, above = self._variables.get(first), self._variables.get(second)
+        strict = operator in ("<", ">")
+        if below is not None and above is None:
+            return Comparison(((below, _ONE),), -self._number(second, right[0]), strict, place)
+        if above is not None and below is None:
+            return Comparison(((above, -_ONE),), self._number(first, left[0]), strict, place)
+        return None
 
     def _linear(self, node: Node) -> Linear:
         """A linear term."""
