@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -289,12 +289,8 @@ def _cells(
                         "domain": domain_id(data[1].domain),
                         "kind": question.kind.name,
                         "parameters": parameters,
-                        "solver": [solver, version],
-                        "solver_options": dict(question.solver_options),
-                        "encoding": encoding,
-                        "bounds": bounds,
-                        "gap": question.gap,
-                        "seed": spec.seed,
+                        "solver_version": version,
+                        "options": _that_matter(options),
                     }
                     found.append(
                         Cell(
@@ -311,6 +307,16 @@ def _cells(
                         )
                     )
     return found
+
+
+#: Options that no answer depends on once it is finished: limits, where bounds are computed, where logs go.
+_LIMITS = frozenset({"timeout", "threads", "memory", "device", "solver_log"})
+
+
+def _that_matter(options: Options) -> dict[str, Any]:
+    """The options that are part of a key; one that is added to them is, until it is said not to be."""
+    values = {each.name: getattr(options, each.name) for each in fields(options) if each.name not in _LIMITS}
+    return values | {"solver_options": dict(options.solver_options or {})}
 
 
 def network_id(network: Network) -> str:

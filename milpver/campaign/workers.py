@@ -26,8 +26,8 @@ __all__ = ["Answered", "Died", "Ended", "LocalPool", "Pool"]
 
 #: A worker hangs that says nothing for so many time limits of each query left to it, and so many seconds.
 _HANGS_AFTER, _AND = 3.0, 60.0
-#: Workers that may die one after the other before the first message.
-_FALSE_STARTS = 3
+#: Workers that may die one after the other before the first message: by themselves, and by what may be a kill.
+_FALSE_STARTS, _KILLED_STARTS = 3, 10
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -219,9 +219,9 @@ class LocalPool:
         _let_go(worker)
         if not worker.ready and not self._stopping:
             self._false_starts += 1
-            if self._false_starts >= _FALSE_STARTS:
+            if self._false_starts >= (_KILLED_STARTS if outside else _FALSE_STARTS):
                 raise QueryError(
-                    f"{_FALSE_STARTS} workers ended before they could begin: {cause}",
+                    f"{self._false_starts} workers ended before they could begin: {cause}",
                     needed="processes that can be started, with memory enough for PyTorch and ONNX Runtime",
                     fix="free memory, lower workers, or see what `python -m milpver.campaign._worker 0` says",
                 )

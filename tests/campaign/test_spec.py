@@ -190,7 +190,8 @@ def test_an_error_of_a_spec_survives_pickling(tmp_path: Path) -> None:
 def test_every_combination_is_a_cell(field: Field) -> None:
     plan = field.plan(
         '[[question]]\nkind = "margin"\nbudgets = [[1, 0], "25%,-"]\nradii = [0, 0.1]\n'
-        'solvers = ["highs", "bab"]\nbounds = ["crown", "interval"]\ntimeout = 5\n[[question]]\nkind = "decide"\nbudgets = "1,1"\n'
+        'solvers = ["highs", "bab"]\nbounds = ["crown", "interval"]\ntimeout = 5\n'
+        '[[question]]\nkind = "decide"\nbudgets = "1,1"\n'
         '[[question]]\nkind = "distance"\n',
         timeout=7,
         threads=2,
