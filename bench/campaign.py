@@ -8,8 +8,8 @@
 ``kills`` runs the shipped digit network and compares with an undisturbed run: status, verdict, target and
 removed neurons exactly, brackets within the gap. ``share`` has workers that wait a second in place of
 answers. ``overhead`` compares processor time: that of the queries asked in one process by
-``milpver.margin.margins``, all of it, against that of the campaign with everything it starts, so that other work
-on the machine does not count. The exit status is 1 where an aim is missed.
+``milpver.margin.margins``, all of it, against that of the campaign with everything it starts, so that other
+work on the machine does not count. The exit status is 1 where an aim is missed.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ __all__ = ["Answered", "Died", "Ended", "LocalPool", "Pool"]
 
 #: A worker hangs that says nothing for so many time limits of each query left to it, and so many seconds.
 _HANGS_AFTER, _AND = 3.0, 60.0
-#: Workers that may die one after the other before the first message: by themselves, and by what may be a kill.
+#: Workers in a row that may die before they say anything: by themselves, and by what may be a kill.
 _FALSE_STARTS, _KILLED_STARTS = 3, 10
 
 

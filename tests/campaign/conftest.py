@@ -87,8 +87,18 @@ class Field:
         return self.log.read_text(encoding="ascii").splitlines() if self.log.exists() else []
 
 
+@pytest.fixture(scope="session")
+def make_field() -> Callable[[Path], Field]:
+    """Set up a folder."""
+    return _field
+
+
 @pytest.fixture
 def field(tmp_path: Path) -> Field:
+    return _field(tmp_path)
+
+
+def _field(tmp_path: Path) -> Field:
     rng = np.random.default_rng(4)
     network = random_network(tmp_path / "net.onnx", (6, 8, 5, 3), seed=2)
     x = rng.uniform(size=(400, 6)).astype(np.float32)
