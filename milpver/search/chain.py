@@ -1,0 +1,389 @@
+"""The native search on dense chains: what most classifiers are behind their first gated layer.
+
+With the input fixed, everything up to the first gated layer is constant, so that a network whose budgets are
+on its fully connected layers (and at most one convolutional layer in front of them) becomes a chain of dense
+layers over masks. ``search._kernel`` searches such chains in compiled code, one node after the other;
+``search.bab`` searches whatever is no chain, in batches of nodes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+
+from milpver.bounds._rounding import gamma
+from milpver.bounds._tensors import TensorGraph
+from milpver.bounds._workspace import Workspace
+from milpver.graph import Affine, Gate, Graph, Input, Node, Relu
+from milpver.linear import Dense, Float, LinearMap
+from milpver.query import Budget, BudgetGroup
+from milpver.search.bab import Offer, SearchLimits, SearchResult
+from milpver.solver import Stop
+
+if TYPE_CHECKING:
+    from milpver.search._kernel import Chain, Tree
+
+__all__ = ["ChainSearch", "Layers", "chain_of", "prefix_values", "warm_up"]
+
+#: Entries of the dense matrices of a chain at most: 8 bytes each.
+_MOST_ENTRIES = 1 << 26
+#: Ascent steps at the root, on the bounds of neurons and on the rows.
+_NEURON_STEPS, _ROW_STEPS = 8, 20
+#: Nodes between two looks at the clock; doubled and halved towards _SLICE seconds.
+_QUOTA, _SLICE = 64, 0.05
+#: Entries that a compiled loop takes at once: rows of weights are filled up to a multiple of it.
+_VECTOR = 32
+#: Slots of the tree to begin with.
+_SLOTS = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layers:
+    """A network as a chain, whatever the input.
+
+    Attributes:
+        start: the Gate node whose source the input fixes.
+        inner: the map from that Gate to the first pre-activations.
+        weights: W_2 .. W_T, float64 [n_t, n_{t-1}].
+        biases: b_1 .. b_T.
+        gates: Gate node of layer 0 .. T, None where a layer has no budget.
+        out, out_bias: the output layer, float64 [outputs, n_T] and [outputs].
+    """
+
+    start: int
+    inner: LinearMap
+    weights: tuple[Float, ...]
+    biases: tuple[Float, ...]
+    gates: tuple[int | None, ...]
+    out: Float
+    out_bias: Float
+
+
+def chain_of(graph: Graph, budget: Budget) -> Layers | None:
+    """Read a network as a chain for point queries; None where it is none.
+
+    It is one where, behind the first Gate with a budget, every node has one source, Affine and Relu take
+    turns, a Gate with a budget comes right after a Relu and is private, and an Affine node is the output.
+    """
+    budgeted = {node for group in budget.groups for node in group.nodes}
+    if not budgeted:
+        return None
+    start = min(budgeted)
+    behind = [index for index in range(start + 1, len(graph.nodes)) if _depends(graph, index, start)]
+    if not budgeted <= {start, *behind} or not _in_line(graph, [start, *behind]):
+        return None
+    affines: list[Affine] = []
+    gates: list[int | None] = [start]
+    kind: type[Node] = Gate
+    for index in behind:
+        node = graph.nodes[index]
+        match node:
+            case Affine() if kind is not Affine:
+                affines.append(node)
+            case Relu() if kind is Affine:
+                gates.append(None)
+            case Gate() if index not in budgeted and kind is not Affine:
+                pass
+            case Gate() if kind is Relu and node.private:
+                gates[-1] = index
+            case _:
+                return None
+        kind = type(node)
+    if kind is not Affine or len(affines) != len(gates) or len(affines) < 2:
+        return None
+    entries = sum(math.prod(node.terms[0][1].csr.shape) for node in affines[1:])
+    if entries + affines[0].size * graph.nodes[start].size > _MOST_ENTRIES:
+        return None
+    return Layers(
+        start=start,
+        inner=affines[0].terms[0][1],
+        weights=tuple(_dense(node.terms[0][1]) for node in affines[1:-1]),
+        biases=tuple(node.bias for node in affines[:-1]),
+        gates=tuple(gates),
+        out=_dense(affines[-1].terms[0][1]),
+        out_bias=affines[-1].bias,
+    )
+
+
+def _in_line(graph: Graph, indices: Sequence[int]) -> bool:
+    """Whether each node feeds the next alone and is all that feeds it, up to the output."""
+    linked = all(graph.nodes[after].sources == (before,) for before, after in itertools.pairwise(indices))
+    alone = all(len(graph.consumers[index]) == 1 for index in indices[:-1])
+    return linked and alone and indices[-1] == len(graph.nodes) - 1
+
+
+def _depends(graph: Graph, index: int, start: int) -> bool:
+    """Whether a node comes after ``start``."""
+    pending, seen = [index], set()
+    while pending:
+        here = pending.pop()
+        if here == start:
+            return True
+        if here > start and here not in seen:
+            seen.add(here)
+            pending.extend(graph.nodes[here].sources)
+    return False
+
+
+def _dense(linear: LinearMap) -> Float:
+    """A map as a matrix, float64 [outputs, inputs]."""
+    if isinstance(linear, Dense):
+        return np.ascontiguousarray(linear.weight)
+    return np.ascontiguousarray(linear.csr.toarray())
+
+
+class ChainSearch:
+    """Branch and bound over the masks of one fixed input, on a chain.
+
+    Args:
+        layers: the network as a chain.
+        graph, budget: the same, and the admissible masks.
+        values: lower and upper bounds of the values in front of the first gate, float64 [entries] each (of
+            one input: they differ by rounding).
+        rows: rows over the output whose minima are asked for, float64 [rows, outputs].
+        offer: replays candidate masks.
+    """
+
+    def __init__(
+        self,
+        layers: Layers,
+        graph: Graph,
+        budget: Budget,
+        values: tuple[Float, Float],
+        rows: Float,
+        offer: Offer,
+    ) -> None:
+        self._layers = layers
+        self._budget = budget
+        self._offer = offer
+        gate = graph.nodes[layers.start]
+        if not isinstance(gate, Gate):
+            raise TypeError(f"node {layers.start} is not a Gate")
+        self._gate = gate
+        self._nodes = {node: graph.nodes[node] for node in layers.gates if node is not None}
+        matrix, loose = _effective(layers.inner, gate, values)
+        #: The gates of layer 0 that do anything.
+        self._used = np.flatnonzero((matrix != 0).any(axis=0))
+        self._chain, self._low, self._high = self._built(matrix[:, self._used], loose, rows)
+        self._seen: Float = np.full(len(rows), np.inf)
+
+    def _built(self, first: Float, loose: Float, rows: Float) -> tuple[Chain, Float, Float]:
+        """The chain for the kernel, and interval bounds of its pre-activations."""
+        from milpver.search._kernel import Chain  # noqa: PLC0415  loads the compiler
+
+        layers = self._layers
+        weights = (first, *layers.weights)
+        sizes = np.array([first.shape[1], *(len(w) for w in weights)])
+        neurons = int(sizes[1:].sum())
+        slack = gamma(8 * (neurons + int(sizes[0]) + len(rows)) + 1024)
+        groups = [self._budget.group_of(node) if node is not None else None for node in layers.gates]
+        low, high, magnitudes = [], [], []
+        least, most = np.zeros(0), np.zeros(0)
+        for t, (w, b) in enumerate(zip(weights, layers.biases, strict=True), start=1):
+            if t == 1:
+                # Errors of the matrix itself are counted with the magnitudes, which Gamma multiplies.
+                size = np.abs(w).sum(axis=1) + np.abs(b) + loose / slack
+                up, down = np.maximum(w, 0.0).sum(axis=1), np.minimum(w, 0.0).sum(axis=1)
+            else:
+                size = np.abs(w) @ most + np.abs(b)
+                positive, negative = np.maximum(w, 0.0), np.minimum(w, 0.0)
+                up, down = positive @ most + negative @ least, positive @ least + negative @ most
+            size *= 1 + slack
+            low.append(down + b - slack * size)
+            high.append(up + b + slack * size)
+            magnitudes.append(size)
+            most = np.maximum(high[-1], 0.0)
+            least = np.zeros(len(b)) if groups[t] is not None else np.maximum(low[-1], 0.0)
+        coefficients = rows @ layers.out
+        spread = np.abs(rows) @ (np.abs(layers.out) @ most + np.abs(layers.out_bias))
+        gated = [group is not None for group in groups]
+        starts = np.cumsum([0] + [int(size) if has else 0 for size, has in zip(sizes, gated, strict=True)])
+        places = {group: g for g, group in enumerate(self._budget.groups)}
+        padded = [np.pad(w, ((0, 0), (0, -w.shape[1] % _VECTOR))) for w in weights]
+        order = np.argsort(-first, axis=1, kind="stable").astype(np.int32)
+        chain = Chain(
+            sizes=sizes,
+            strides=np.array([0, *(w.shape[1] for w in padded)]),
+            first=np.concatenate([[0, 0], np.cumsum(sizes[1:-1])]).astype(np.int64),
+            gates=np.where(gated, starts[:-1], -1),
+            group=np.array([places[group] if group is not None else -1 for group in groups]),
+            alone=groups.count(groups[0]) == 1,
+            weights=np.concatenate([w.ravel() for w in padded]),
+            offsets=np.concatenate([[0, 0], np.cumsum([w.size for w in padded[:-1]])]).astype(np.int64),
+            bias=np.concatenate(layers.biases),
+            size=np.concatenate(magnitudes),
+            down=order,
+            up=np.ascontiguousarray(order[:, ::-1]),
+            rows=np.ascontiguousarray(coefficients),
+            constant=rows @ layers.out_bias,
+            slack=slack * spread + 1e-300,
+            gamma=slack,
+            removable=np.array([group.removable for group in self._budget.groups]),
+            scale=np.zeros(len(self._budget.groups)),
+        )
+        return chain, np.concatenate(low), np.concatenate(high)
+
+    def run(self, limits: SearchLimits) -> SearchResult:
+        """Search until every row is closed, the sign is proven, or the limits say stop."""
+        from milpver.search import _kernel as kernel  # noqa: PLC0415  loads the compiler
+
+        chain = self._chain
+        tree = self._planted()
+        work = kernel.scratch(chain)
+        size = sum(part[0].nbytes for part in (*tree[:8], tree.heap, tree.spare))
+        kernel.attack(chain, work, tree)
+        self._replay(tree)
+        rows = len(chain.constant)
+        if limits.decide and self._seen.min() <= 0:
+            nothing: Float = np.full(rows, -np.inf)
+            return SearchResult(nothing, nothing.copy(), 0, Stop.TARGET)
+        kernel.bound_root(chain, work, tree, limits.gap, limits.decide, _NEURON_STEPS, _ROW_STEPS)
+        root = tree.lower[0].copy()
+        self._replay(tree)
+        quota, stop = _QUOTA, Stop.OPTIMAL
+        while True:
+            expired = limits.expired()
+            if expired is not None and tree.counts[0] > 0:
+                stop = expired
+                break
+            begun = time.perf_counter()
+            deep = len(tree.heap) * size > limits.memory
+            why = kernel.search(chain, work, tree, limits.gap, limits.decide, deep, quota)
+            self._replay(tree)
+            if why == kernel.FULL:
+                tree = _grown(tree)
+            elif why != kernel.PAUSED:
+                stop = Stop.TARGET if why == kernel.DECIDED else Stop.OPTIMAL
+                break
+            elif time.perf_counter() - begun < _SLICE / 2:
+                quota *= 2
+            elif time.perf_counter() - begun > _SLICE * 2:
+                quota = max(1, quota // 2)
+        open_ = list(tree.heap[: tree.counts[0]])
+        if tree.counts[3] >= 0:
+            open_.append(tree.counts[3])
+        lower = np.minimum(tree.closed, tree.lower[open_].min(axis=0, initial=np.inf))
+        return SearchResult(np.maximum(lower, root), root, int(tree.counts[2]), stop)
+
+    def _planted(self) -> Tree:
+        """A tree with the root in slot 0, not bounded yet."""
+        from milpver.search._kernel import Tree  # noqa: PLC0415  loads the compiler
+
+        chain = self._chain
+        rows, neurons, groups = len(chain.constant), len(chain.bias), len(chain.removable)
+        gates = int(chain.sizes[chain.gates >= 0].sum())
+        tree = Tree(
+            state=np.zeros((_SLOTS, gates), dtype=np.int8),
+            left=np.zeros((_SLOTS, groups), dtype=np.int64),
+            low=np.zeros((_SLOTS, neurons)),
+            high=np.zeros((_SLOTS, neurons)),
+            alpha=np.zeros((_SLOTS, rows, neurons), dtype=np.float32),
+            lam=np.zeros((_SLOTS, rows, groups)),
+            lower=np.full((_SLOTS, rows), -np.inf),
+            branch=np.full(_SLOTS, -1),
+            heap=np.zeros(_SLOTS, dtype=np.int64),
+            spare=np.arange(_SLOTS)[::-1].copy(),
+            counts=np.array([0, _SLOTS - 1, 0, -1]),
+            closed=np.full(rows, np.inf),
+            upper=np.full(rows, np.inf),
+            masks=np.zeros((rows, gates), dtype=np.bool_),
+        )
+        tree.left[0] = chain.removable
+        tree.low[0] = self._low
+        tree.high[0] = self._high
+        return tree
+
+    def _replay(self, tree: Tree) -> None:
+        """Have the masks replayed that lowered a row's smallest margin since the last time."""
+        better = np.flatnonzero(tree.upper < self._seen)
+        if not len(better):
+            return
+        self._seen = tree.upper.copy()
+        found = np.unique(tree.masks[better], axis=0)
+        masks: dict[int, NDArray[np.bool_]] = {}
+        at = 0
+        for t, node in enumerate(self._layers.gates):
+            if node is None:
+                continue
+            gate = self._nodes[node]
+            if not isinstance(gate, Gate):
+                raise TypeError(f"node {node} is not a Gate")
+            width = int(self._chain.sizes[t])
+            part = found[:, at : at + width]
+            if t == 0:
+                masks[node] = np.zeros((len(found), gate.gates), dtype=np.bool_)
+                masks[node][:, self._used] = part
+            else:
+                masks[node] = part
+            at += width
+        self._offer(masks)
+
+
+@cache
+def warm_up() -> None:
+    """Load the compiled search, and compile it where that has not been done on this machine yet."""
+    ones = np.ones((2, 2))
+    layers = Layers(1, Dense(ones), (), (np.zeros(2),), (1, None), ones, np.zeros(2))
+    gate = Gate(0, np.arange(2), 2)
+    graph = Graph((Input(2), gate))
+    budget = Budget((BudgetGroup((1,), 1),), (1,))
+    rows = np.array([[1.0, -0.5]])
+    search = ChainSearch(layers, graph, budget, (np.ones(2), np.ones(2)), rows, lambda _: np.zeros(1))
+    search.run(SearchLimits(gap=0.0, decide=False, memory=1 << 20, expired=lambda: None))
+
+
+def prefix_values(tensors: TensorGraph, budget: Budget, start: int, x: Float) -> tuple[Float, Float]:
+    """Bounds of the values in front of a Gate that the inputs fix, float64 [batch, entries] each.
+
+    Args:
+        tensors: the graph.
+        budget: the admissible masks; ``start`` is its first Gate node.
+        start: the Gate.
+        x: float64 [batch, inputs].
+    """
+    workspace = Workspace(tensors, budget, point=True)
+    points = tensors.tensor(x)
+    with torch.no_grad():
+        for _ in range(start):
+            workspace.add(points, points)
+    (source,) = tensors.graph.nodes[start].sources
+    return workspace.lows[source].cpu().numpy(), workspace.highs[source].cpu().numpy()
+
+
+def _effective(inner: LinearMap, gate: Gate, values: tuple[Float, Float]) -> tuple[Float, Float]:
+    """``E_jg = sum_{r in g} W_jr v_r``, float64 [n_1, gates], and a bound of each row's error, [n_1].
+
+    An entry is off by at most ``sum_r |W_jr| (rad_r + gamma |v_r|)``, v within rad of the middle.
+    """
+    middle = 0.5 * (values[0] + values[1])
+    radius = np.maximum(values[1] - middle, middle - values[0])
+    off = radius + gamma(gate.size + 8) * np.abs(middle)
+    if gate.private and isinstance(inner, Dense):
+        return inner.weight * middle, np.abs(inner.weight) @ off * (1 + 1e-9)
+    owner = sparse.csr_array((middle, (np.arange(gate.size), gate.owner)), shape=(gate.size, gate.gates))
+    matrix = inner.csr
+    loose = np.asarray(abs(matrix) @ off)
+    return np.ascontiguousarray((matrix @ owner).toarray()), loose * (1 + 1e-9)
+
+
+def _grown(tree: Tree) -> Tree:
+    """The tree with twice the slots."""
+    slots = len(tree.heap)
+    parts = [np.concatenate([part, np.zeros_like(part)]) for part in (*tree[:8], tree.heap, tree.spare)]
+    counts = tree.counts.copy()
+    spare = parts[9]
+    spare[counts[1] : counts[1] + slots] = np.arange(2 * slots - 1, slots - 1, -1)
+    counts[1] += slots
+    return tree._replace(
+        **dict(zip(tree._fields[:8], parts[:8], strict=True)), heap=parts[8], spare=spare, counts=counts
+    )
