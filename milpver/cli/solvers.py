@@ -1,4 +1,7 @@
-"""``milpver solvers``: which backends can run here, and why the others cannot. It never fails."""
+"""``milpver solvers``: what ``--solver`` takes: backends, whether they can run here, and the native search.
+
+It never fails.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,16 @@ def run(arguments: Namespace) -> int:
     if arguments.json:
         text = json.dumps({"solvers": found})
     else:
-        text = "\n".join(_lines(found)) or "no solver is installed"
+        none = [] if any(each["kind"] == "milp" for each in found) else ["no MILP solver is installed"]
+        text = "\n".join([*none, *_lines(found)])
     sys.stdout.write(f"{text}\n")
     return 0
 
 
 def backends() -> Iterator[dict[str, Any]]:
-    """Every backend: name, available, version, reason, limits."""
-    from milpver import registry  # noqa: PLC0415  what only this command needs
+    """Every name that ``--solver`` takes: name, kind, available, version, reason, limits."""
+    from milpver import __version__, registry  # noqa: PLC0415  what only this command needs
+    from milpver.query import NATIVE  # noqa: PLC0415  as above
 
     for name in registry.names("solvers"):
         try:
@@ -36,14 +41,18 @@ def backends() -> Iterator[dict[str, Any]]:
         for variant in variants:
             try:
                 availability = registry.load("solvers", variant).availability()
-                yield {"name": variant} | asdict(availability)
+                yield {"name": variant, "kind": "milp"} | asdict(availability)
             except Exception as error:  # as above
                 yield _broken(variant, error)
+    for name, fallback in NATIVE.items():
+        limits = f"no solver needed; what it does not cover goes to {fallback}"
+        state = {"available": True, "version": __version__, "reason": "", "limits": limits}
+        yield {"name": name, "kind": "native"} | state
 
 
 def _broken(name: str, error: Exception) -> dict[str, Any]:
     reason = " ".join(f"{type(error).__name__}: {error}".split())
-    return {"name": name, "available": False, "version": "", "reason": reason, "limits": ""}
+    return {"name": name, "kind": "milp", "available": False, "version": "", "reason": reason, "limits": ""}
 
 
 def _lines(found: list[dict[str, Any]]) -> Iterator[str]:
@@ -52,4 +61,5 @@ def _lines(found: list[dict[str, Any]]) -> Iterator[str]:
     for each in found:
         state = f"available    {each['version']}" if each["available"] else "unavailable"
         remark = each["limits"] if each["available"] else each["reason"]
-        yield f"{each['name']:<{wide}}  {state}" + (f"  {remark}" if remark else "")
+        kind = "native search: " if each["kind"] == "native" else ""
+        yield f"{each['name']:<{wide}}  {state}" + (f"  {kind}{remark}" if remark else "")

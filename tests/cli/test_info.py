@@ -55,7 +55,12 @@ def test_solvers(cli: Any) -> None:
     found = {each["name"]: each for each in json.loads(cli("solvers", "--json").out)["solvers"]}
     assert found["highs"]["available"] is True
     assert found["highs"]["version"]
-    assert all(set(each) == {"name", "available", "version", "reason", "limits"} for each in found.values())
+    fields = {"name", "kind", "available", "version", "reason", "limits"}
+    assert all(set(each) == fields for each in found.values())
+    assert {name for name, each in found.items() if each["kind"] == "native"} == {"bab", "auto"}
+    native = [line for line in result.out.splitlines() if "native search" in line]
+    assert [line.split()[0] for line in native] == ["bab", "auto"]
+    assert all("goes to highs" in line for line in native)
     assert all(each["available"] or each["reason"] for each in found.values())
 
 
@@ -84,9 +89,10 @@ def test_solvers_that_are_broken_do_not_hide_the_others(cli: Any, monkeypatch: p
     result = cli("solvers")
     assert result.code == 0
     lines = [line.split(maxsplit=2) for line in result.out.splitlines()]
-    assert [line[1] for line in lines] == ["unavailable", "unavailable", "available", "unavailable"]
+    shown = ["unavailable", "unavailable", "available", "unavailable", *["available"] * 2]
+    assert [line[1] for line in lines] == shown
     assert "no libbroken.so" in lines[0][2]
     assert "pip install gone" in lines[1][2]
     assert lines[2][2].split() == ["1.0", "2000", "columns"]
     monkeypatch.setattr(registry, "names", lambda _kind: ())
-    assert cli("solvers").out == "no solver is installed\n"
+    assert cli("solvers").out.splitlines()[0] == "no MILP solver is installed"
