@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -112,21 +113,23 @@ def kills(folder: Path, arguments: argparse.Namespace) -> bool:
     killed = spec(folder / "killed.toml", question=question, name="killed", workers=2, **data)
     ended(start("run", calm, "--quiet"))
     draw, count = random.Random(arguments.seed), {"campaign": 0, "worker": 0}
-    while True:
-        process = start("run", killed, "--quiet")
-        until = time.monotonic() + draw.uniform(2.0, 12.0)
-        while time.monotonic() < until and process.poll() is None:
-            time.sleep(draw.uniform(0.3, 3.0))
-            workers = children(process.pid)
-            if workers and draw.random() < 0.5 and process.poll() is None:
+    process = start("run", killed, "--quiet")
+    while process.poll() is None:
+        # After a random number of answers, whatever the machine's load, somewhere in the next one.
+        wanted = answered(folder / "killed.sqlite") + draw.randrange(1, 45)
+        while process.poll() is None and answered(folder / "killed.sqlite") < wanted:
+            time.sleep(draw.uniform(0.0, 0.1))
+        workers = children(process.pid)
+        if process.poll() is None and workers and draw.random() < 0.5:
+            with suppress(ProcessLookupError):
                 os.kill(draw.choice(workers), signal.SIGKILL)
                 count["worker"] += 1
-        if process.poll() is not None:
-            ended(process)
-            break
-        process.kill()
-        process.communicate()
-        count["campaign"] += 1
+        elif process.poll() is None:
+            process.kill()
+            process.communicate()
+            count["campaign"] += 1
+            process = start("run", killed, "--quiet")
+    ended(process)
     rows = [results(folder / name) for name in ("calm.sqlite", "killed.sqlite")]
     differ = sum(a != b for a, b in zip(*rows, strict=True))
     apart = max(
@@ -141,6 +144,14 @@ def kills(folder: Path, arguments: argparse.Namespace) -> bool:
     )
     same = all(a[:4] + a[6:] == b[:4] + b[6:] for a, b in zip(*rows, strict=True))
     return total == keys == len(rows[1]) == 300 and same and apart <= 1e-6
+
+
+def answered(path: Path) -> int:
+    """How many results a store holds."""
+    if not path.exists():
+        return 0
+    with Store.open(path, create=True) as store:
+        return int(store._db.execute("SELECT count(*) FROM result").fetchone()[0])
 
 
 def results(path: Path) -> list[tuple[Any, ...]]:
