@@ -32,11 +32,20 @@ from dataclasses import dataclass, field
 import torch
 
 from milpver.bounds._rounding import gamma, outward
+from milpver.bounds._tensors import TensorGraph
 from milpver.bounds._workspace import Workspace, per_gate, top_kept
 from milpver.graph import Affine, Gate, Input, Max, Relu
 from milpver.query import BudgetGroup
 
-__all__ = ["Multipliers", "ReluLines", "backward", "bound_sensitivities", "crown_bounds", "optimised_rows"]
+__all__ = [
+    "Multipliers",
+    "ReluLines",
+    "affine_terms",
+    "backward",
+    "bound_sensitivities",
+    "crown_bounds",
+    "optimised_rows",
+]
 
 #: Elements of the largest temporary (batch x rows x entries) of a backward pass.
 _CHUNK = 1 << 23
@@ -417,8 +426,13 @@ def _affine(workspace: Workspace, index: int, node: Affine, c: torch.Tensor, sta
     size = None
     if state.rounded:
         size = (c.abs() @ workspace.magnitudes[index].unsqueeze(2)).squeeze(2)
-    longest = max(node.size, *(operator.column_terms for operator in operators)) + 4
-    return _Step(sent, c @ workspace.tensors.biases[index], size, 4 * longest)
+    return _Step(sent, c @ workspace.tensors.biases[index], size, affine_terms(workspace.tensors, index))
+
+
+def affine_terms(tensors: TensorGraph, index: int) -> int:
+    """The n of gamma_n that an Affine node's magnitudes are charged with where a row is pulled back."""
+    longest = max(operator.column_terms for operator in tensors.operators[index])
+    return 4 * (max(tensors.graph.nodes[index].size, longest) + 4)
 
 
 def _gated(workspace: Workspace, index: int, node: Gate, c: torch.Tensor, state: _Pass) -> _Step:

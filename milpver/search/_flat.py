@@ -14,7 +14,7 @@ from functools import cached_property
 
 import torch
 
-from milpver.bounds._crown import ReluLines
+from milpver.bounds._crown import ReluLines, affine_terms
 from milpver.bounds._rounding import gamma, outward
 from milpver.bounds._tensors import TensorGraph
 from milpver.bounds._workspace import Workspace
@@ -92,9 +92,7 @@ class FlatCrown:
             if read:
                 size = size + gamma(32) * self._largest[index]
             if isinstance(node, Affine):
-                operators = self._tensors.operators[index]
-                longest = max(node.size, *(operator.column_terms for operator in operators)) + 4
-                size = size + gamma(4 * longest) * root.magnitudes[index][0]
+                size = size + gamma(affine_terms(self._tensors, index)) * root.magnitudes[index][0]
             if isinstance(node, Input):
                 size = size + gamma(2 * node.size + 8) * self._largest[index]
             if bool((size > 0).any()):
@@ -102,14 +100,19 @@ class FlatCrown:
         return charges
 
     def refresh(
-        self, lower: torch.Tensor, upper: torch.Tensor, low: torch.Tensor, high: torch.Tensor, first: int = 0
+        self,
+        lower: torch.Tensor,
+        upper: torch.Tensor,
+        low: torch.Tensor,
+        high: torch.Tensor,
+        behind: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Tighten the bounds of unstable neurons.
 
         Args:
             lower, upper: the boxes, float64 [batch, inputs].
             low, high: bounds known of every neuron, float64 [batch, neurons].
-            first: nodes before this one keep their bounds.
+            behind: only nodes behind this one are tightened, int64 [batch]; None: all.
 
         Returns:
             New ``low`` and ``high``. Where one lies above the other, no input of the box fulfils the signs
@@ -118,21 +121,25 @@ class FlatCrown:
         low, high = low.clone(), high.clone()
         lines: dict[int, torch.Tensor] = {}
         for source, (a, b) in self._layout.spans.items():
-            if source >= first and source > 0:
-                self._tighten(source, (lower, upper), low[:, a:b], high[:, a:b], lines)
+            if source > 0:
+                open_ = (low[:, a:b] < 0) & (high[:, a:b] > 0)
+                if behind is not None:
+                    open_ &= (behind < source).unsqueeze(1)
+                self._tighten(source, open_, (lower, upper), low[:, a:b], high[:, a:b], lines)
             lines[source] = _table(low[:, a:b], high[:, a:b])
         return low, high
 
     def _tighten(
         self,
         source: int,
+        open_: torch.Tensor,
         box: tuple[torch.Tensor, torch.Tensor],
         low: torch.Tensor,
         high: torch.Tensor,
         lines: dict[int, torch.Tensor],
     ) -> None:
-        """Meet a node's bounds, in place, with backward ones of its unstable neurons."""
-        owner, neuron = ((low < 0) & (high > 0)).nonzero(as_tuple=True)
+        """Meet a node's bounds, in place, with backward ones of some neurons, bool [batch, size]."""
+        owner, neuron = open_.nonzero(as_tuple=True)
         step = self._rows_at_once // 2
         for start in range(0, len(owner), step):
             at, which = owner[start : start + step], neuron[start : start + step]

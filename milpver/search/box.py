@@ -10,20 +10,24 @@ Every lower bound is rounded outward, so what the search proves needs no solver'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from milpver.bounds._crown import crown_bounds
+from milpver.bounds._crown import Multipliers, crown_bounds
 from milpver.bounds._tensors import TensorGraph
 from milpver.bounds._workspace import Workspace
+from milpver.graph import Max
 from milpver.linear import Float
 from milpver.query import Budget
 from milpver.search._alternatives import Alternatives, OfferInputs, corners
+from milpver.search._compressed import compressed, without_max
 from milpver.search._descent import descend
 from milpver.search._flat import FlatCrown, Layout
 from milpver.search._inputs import halve
+from milpver.search._phases import PhaseSearch, Root
 from milpver.search.bab import SearchLimits, SearchResult
 from milpver.search.frontier import torch_threads
 from milpver.solver import Stop
@@ -34,6 +38,10 @@ __all__ = ["BoxSearch", "SearchLimits", "SearchResult", "torch_threads"]
 _FEW_INPUTS = 12
 #: Starts of the first attack for each alternative, and its gradient steps.
 _STARTS, _STEPS = 4, 20
+#: The same for the attack on what bounds leave open.
+_MORE_STARTS, _MORE_STEPS = 20, 60
+#: Steps of ascent on intermediate bounds of the whole box, and what (steps x rows x values) they may take.
+_ROOT_STEPS, _ROOT_WORK = 12, 50_000_000
 
 
 class BoxSearch:
@@ -74,34 +82,87 @@ class BoxSearch:
         self._attack(_STARTS, _STEPS)
         if limits.decide and self._best.min() <= 0:
             return SearchResult(root, root.copy(), 0, Stop.TARGET)
+        workspace, best, root = self._bounded(limits, 0, None)
+        open_ = self._open(root, limits)
+        few = int((self._lower < self._upper).sum()) <= _FEW_INPUTS
+        if not few and open_.any():
+            self._attack(_MORE_STARTS, _MORE_STEPS)
+            if limits.decide and self._best.min() <= 0:
+                return SearchResult(root, root.copy(), self._nodes, Stop.TARGET)
+            steps = min(_ROOT_STEPS, _ROOT_WORK // _work(workspace))
+            if steps:
+                workspace, best, better = self._bounded(limits, steps, workspace)
+                root = np.maximum(root, better)
+                open_ = self._open(root, limits)
+        if not open_.any():
+            return SearchResult(root, root.copy(), self._nodes, Stop.OPTIMAL)
+        if any(isinstance(node, Max) for node in self._tensors.graph.nodes):
+            self._tensors = TensorGraph(without_max(self._tensors.graph), self._tensors.device)
+            workspace, best, _ = self._bounded(limits, 0, None)
+        lower, nodes, stop = (self._halve if few else self._branch)(workspace, best, open_, limits)
+        self._nodes += nodes
+        final = root.copy()
+        final[open_] = np.maximum(root[open_], lower)
+        return SearchResult(final, root, self._nodes, stop)
+
+    def _open(self, root: Float, limits: SearchLimits) -> NDArray[np.bool_]:
+        """Alternatives that are not proven, or may lie below the best value known by more than the gap."""
+        return root <= 0 if limits.decide else root < self._best.min() - limits.gap
+
+    def _bounded(
+        self, limits: SearchLimits, steps: int, known: Workspace | None
+    ) -> tuple[Workspace, Multipliers, Float]:
+        """Bound the whole box: of every node, of the rows with their multipliers, of each alternative."""
+        self._nodes += 1
         workspace = Workspace(
             self._tensors,
             self._budget,
             point=bool(torch.equal(self._lower, self._upper)),
             hurry=lambda: limits.expired() is not None,
         )
-        found, _ = crown_bounds(
-            workspace, self._lower, self._upper, self._alternatives.rows.unsqueeze(0), steps=0, row_steps=20
-        )
-        self._nodes += 1
-        root = self._alternatives.lower(found)[0].cpu().numpy()
-        open_ = root <= 0 if limits.decide else root < self._best.min() - limits.gap
-        if not open_.any():
-            return SearchResult(root, root.copy(), self._nodes, Stop.OPTIMAL)
-        layout = Layout(self._tensors.graph)
-        lower, nodes, stop = halve(
-            FlatCrown(self._tensors, workspace, layout),
+        if known is not None:
+            workspace.known = dict(enumerate(zip(known.lows, known.highs, strict=True)))
+        rows = self._alternatives.rows.unsqueeze(0)
+        found, best = crown_bounds(workspace, self._lower, self._upper, rows, steps=steps, row_steps=20)
+        return workspace, best, self._alternatives.lower(found)[0].cpu().numpy()
+
+    def _halve(
+        self, workspace: Workspace, best: Multipliers, open_: NDArray[np.bool_], limits: SearchLimits
+    ) -> tuple[Float, int, Stop]:
+        """Halve boxes for the open alternatives: their lower bounds, the nodes, and why it stopped."""
+        tensors, workspace, _ = compressed(self._tensors, workspace, best)
+        layout = Layout(tensors.graph)
+        return halve(
+            FlatCrown(tensors, workspace, layout),
             self._alternatives.only(open_),
             (self._lower, self._upper),
             (layout.joined(workspace.lows), layout.joined(workspace.highs)),
-            lambda x, _: self._offer(x)[open_],
+            self._offer_for(open_),
             self._best[open_],
             limits,
         )
-        self._nodes += nodes
-        final = root.copy()
-        final[open_] = np.maximum(root[open_], lower)
-        return SearchResult(final, root, self._nodes, stop)
+
+    def _branch(
+        self, workspace: Workspace, best: Multipliers, open_: NDArray[np.bool_], limits: SearchLimits
+    ) -> tuple[Float, int, Stop]:
+        """Branch on signs for the open alternatives; as ``_halve``."""
+        rows = torch.as_tensor(open_, device=self._lower.device)[self._alternatives.owner]
+        best = Multipliers({node: alpha[:, rows] for node, alpha in best.alpha.items()})
+        tensors, workspace, best = compressed(self._tensors, workspace, best)
+        alternatives = self._alternatives.only(open_)
+        search = PhaseSearch(
+            Root.of(tensors, workspace, best), alternatives, self._offer_for(open_), self._best[open_], limits
+        )
+        stop = search.run()
+        return np.minimum(search.closed, search.frontier.smallest(alternatives.count)), search.nodes, stop
+
+    def _offer_for(self, open_: NDArray[np.bool_]) -> OfferInputs:
+        """``_offer`` of some alternatives."""
+
+        def offer(x: Float, _: Mapping[int, NDArray[np.bool_]]) -> Float:
+            return self._offer(x)[open_]
+
+        return offer
 
     def _offer(self, x: Float) -> Float:
         """Have candidates replayed; the best value known of each alternative."""
@@ -111,7 +172,7 @@ class BoxSearch:
     def _attack(self, starts: int, steps: int) -> None:
         """Offer what gradient descent finds from the middle, a corner and random points."""
         count = self._alternatives.count
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(starts)
         shape = (count * starts, self._lower.shape[1])
         share = torch.rand(shape, generator=generator, dtype=torch.float64).to(self._lower.device)
         x = self._lower + share * (self._upper - self._lower)
@@ -123,3 +184,13 @@ class BoxSearch:
         )
         order = values.argsort()[: max(4, count)]
         self._offer(points[order].cpu().numpy())
+
+
+def _work(workspace: Workspace) -> int:
+    """Rows that intermediate bounds take, times the values they pass through."""
+    total, work = 0, 1
+    for index, (low, high) in enumerate(zip(workspace.lows, workspace.highs, strict=True)):
+        total += low.shape[1]
+        if index in workspace.tightened:
+            work += 2 * total * int(((low < 0) & (high > 0)).sum())
+    return work

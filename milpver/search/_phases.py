@@ -1,0 +1,394 @@
+"""Branch and bound on the signs of ReLUs, for boxes with many inputs.
+
+A node is one alternative with the signs of some pre-activations fixed. It is bounded backward at slopes
+alpha and multipliers mu of the fixed signs (Wang et al. 2021, beta-CROWN), warm-started from its parent and
+moved by a few steps of ascent, in float32; the bound that counts is evaluated once more in float64, rounded
+outward. Bounds of the neurons behind the layer that was split are computed anew (``_flat``). Where to branch
+is looked ahead: the few neurons whose lines miss their ReLU most, weighed with the coefficients that arrive
+there, are split on trial (filtered smart branching, De Palma et al. 2021).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from milpver.bounds._crown import Multipliers, ReluLines, backward
+from milpver.bounds._tensors import TensorGraph
+from milpver.bounds._workspace import Workspace
+from milpver.graph import Gate, Relu
+from milpver.linear import Float
+from milpver.query import Budget
+from milpver.search._alternatives import Alternatives, OfferInputs, account, alive
+from milpver.search._compressed import SingleTensors
+from milpver.search._flat import FlatCrown, Layout
+from milpver.search.bab import SearchLimits
+from milpver.search.frontier import Frontier, Nodes
+from milpver.solver import Stop
+
+__all__ = ["PhaseSearch", "Root"]
+
+#: Steps of ascent on a child.
+_STEPS = 8
+#: Rate of the slopes' ascent, of the multipliers', and what they fall by in each step.
+_RATE, _RATE_MU, _DECAY = 0.2, 0.1, 0.95
+#: Neurons that are split on trial, for each node.
+_TRIALS = 4
+#: Whether bounds behind the layer that was split are computed anew.
+_RECOMPUTE = True
+#: Elements (nodes x neurons) of a batch.
+_ELEMENTS = 1 << 18
+_BATCH = 128
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Root:
+    """The whole box.
+
+    Attributes:
+        tensors: the graph, without Max nodes.
+        workspace: bounds of every node, a batch of one.
+        layout: of the arrays below.
+        low, high: bounds of the pre-activations, float64 [1, neurons].
+        best: multipliers of the rows of the alternatives, [1, rows, size].
+    """
+
+    tensors: TensorGraph
+    workspace: Workspace
+    layout: Layout
+    low: torch.Tensor
+    high: torch.Tensor
+    best: Multipliers
+
+    @classmethod
+    def of(cls, tensors: TensorGraph, workspace: Workspace, best: Multipliers) -> Root:
+        """The root of a graph."""
+        layout = Layout(tensors.graph)
+        low, high = layout.joined(workspace.lows), layout.joined(workspace.highs)
+        return cls(tensors, workspace, layout, low, high, best)
+
+
+@dataclass(slots=True, eq=False)
+class _Phases(Nodes):
+    """Search nodes, a structure of arrays; U neurons are unstable at the root, R rows an alternative at most.
+
+    Attributes:
+        which: the alternative, int64 [nodes]; ``lower`` of the others is infinite.
+        sign: fixed signs of the unstable neurons, int8 [nodes, U]; 0 where free.
+        low, high: bounds of the unstable neurons, float64 [nodes, U].
+        alpha, mu: multipliers of the rows, float32 [nodes, R, U].
+        branch: the neuron to branch on, int64 [nodes]; -1 where none is free.
+        last: the neuron that was branched on, int64 [nodes].
+    """
+
+    which: torch.Tensor
+    sign: torch.Tensor
+    low: torch.Tensor
+    high: torch.Tensor
+    alpha: torch.Tensor
+    mu: torch.Tensor
+    branch: torch.Tensor
+    last: torch.Tensor
+
+
+class PhaseSearch:
+    """The search.
+
+    Args:
+        root: bounds of the whole box.
+        alternatives: what is minimised.
+        offer: replays candidates.
+        best: the smallest value known of each alternative, float64 [alternatives].
+        limits: when to stop.
+    """
+
+    def __init__(
+        self,
+        root: Root,
+        alternatives: Alternatives,
+        offer: OfferInputs,
+        best: Float,
+        limits: SearchLimits,
+    ) -> None:
+        self.root = root
+        self.graph = root.tensors.graph
+        self.alternatives = alternatives
+        self.offer = offer
+        self.best = best
+        self.limits = limits
+        self.nodes = 0
+        self.closed: Float = np.full(alternatives.count, np.inf)
+        self.frontier: Frontier[_Phases] = Frontier(limits.memory)
+        self.flat = FlatCrown(root.tensors, root.workspace, root.layout)
+        self.unstable = ((root.low < 0) & (root.high > 0))[0].nonzero()[:, 0]
+        self.places = self._places()
+        self.rows, self.row_limits = self._stacked()
+        self.single = SingleTensors(root.tensors.graph, root.tensors.device)
+
+    def _places(self) -> dict[int, tuple[slice, torch.Tensor]]:
+        """Relu node -> its part of the U unstable neurons, and their entries in its input."""
+        places = {}
+        for relu in self.root.layout.relus:
+            a, b = self.root.layout.spans[self.graph.nodes[relu].sources[0]]
+            first, last = (int((self.unstable < end).sum()) for end in (a, b))
+            places[relu] = (slice(first, last), self.unstable[first:last] - a)
+        return places
+
+    def _stacked(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows of each alternative, float64 [alternatives, R, outputs], and limits; short ones repeat one."""
+        owner = self.alternatives.owner
+        most = int(torch.bincount(owner).max())
+        index = torch.zeros(self.alternatives.count, most, dtype=torch.int64, device=owner.device)
+        for k in range(self.alternatives.count):
+            own = (owner == k).nonzero()[:, 0]
+            index[k] = own[torch.arange(most, device=owner.device).clamp(max=len(own) - 1)]
+        self._index = index
+        return self.alternatives.rows[index], self.alternatives.limits[index]
+
+    def run(self) -> Stop:
+        """Search until nothing is open, the sign is decided, or the limits say stop."""
+        self.sort(self.bounded(self.first(), 0))
+        size = max(node.size for node in self.graph.nodes)
+        batch = max(2, min(_BATCH, _ELEMENTS // (2 * size)))
+        while len(self.frontier):
+            if self.decided():
+                return Stop.TARGET
+            expired = self.limits.expired()
+            if expired is not None:
+                return expired
+            parents = self.open(self.frontier.pop(batch))
+            if len(parents):
+                self.sort(self.bounded(self.children(parents), _STEPS))
+        return Stop.TARGET if self.decided() else Stop.OPTIMAL
+
+    def decided(self) -> bool:
+        return self.limits.decide and bool(self.best.min() <= 0)
+
+    def first(self) -> _Phases:
+        """One node for each alternative, at the root's multipliers."""
+        count, neurons = self.alternatives.count, len(self.unstable)
+        device = self.unstable.device
+        lower = torch.full((count, count), torch.inf, dtype=torch.float64, device=device)
+        lower.fill_diagonal_(-torch.inf)
+        alpha = torch.ones(count, self.rows.shape[1], neurons, dtype=torch.float32, device=device)
+        for relu, (part, local) in self.places.items():
+            if relu in self.root.best.alpha:
+                alpha[:, :, part] = self.root.best.alpha[relu][0][self._index][:, :, local].float()
+        none = torch.full((count,), -1, dtype=torch.int64, device=device)
+        return _Phases(
+            lower,
+            torch.arange(count, device=device),
+            torch.zeros(count, neurons, dtype=torch.int8, device=device),
+            self.root.low[:, self.unstable].repeat(count, 1),
+            self.root.high[:, self.unstable].repeat(count, 1),
+            alpha,
+            torch.zeros_like(alpha),
+            none,
+            none.clone(),
+        )
+
+    def own(self, nodes: _Phases) -> torch.Tensor:
+        """Bound of each node's own alternative, float64 [nodes]."""
+        return nodes.lower.gather(1, nodes.which.unsqueeze(1))[:, 0]
+
+    def alive(self, lower: torch.Tensor) -> torch.Tensor:
+        return alive(lower, float(self.best.min()), self.limits.gap, decide=self.limits.decide)
+
+    def open(self, nodes: _Phases) -> _Phases:
+        """The nodes that still matter; the others are accounted for."""
+        open_ = self.alive(self.own(nodes)) & (nodes.branch >= 0)
+        account(self.closed, nodes.lower[~open_])
+        return nodes.pick(open_)
+
+    def sort(self, nodes: _Phases) -> None:
+        rest = self.open(nodes)
+        if len(rest):
+            self.frontier.push(rest)
+
+    def children(self, parents: _Phases) -> _Phases:
+        """Both signs of every parent's branching neuron."""
+        count = len(parents)
+        nodes = parents.pick(torch.arange(count, device=parents.which.device).repeat(2))
+        at = torch.arange(count, device=parents.which.device)
+        nodes.sign[at, parents.branch] = 1
+        nodes.sign[at + count, parents.branch] = -1
+        nodes.low[at, parents.branch] = nodes.low[at, parents.branch].clamp(min=0.0)
+        nodes.high[at + count, parents.branch] = nodes.high[at + count, parents.branch].clamp(max=0.0)
+        nodes.last = nodes.branch.clone()
+        return nodes
+
+    def filled(self, values: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+        """Bounds of all neurons, [nodes, neurons], from those of the unstable ones and the root's."""
+        return base.repeat(len(values), 1).index_copy(1, self.unstable, values)
+
+    def space(self, low: torch.Tensor, high: torch.Tensor) -> Workspace:
+        """A full workspace for bounds of the pre-activations, float64 [nodes, neurons]."""
+        root = self.root.workspace
+        single = low.dtype == torch.float32
+        space = Workspace(self.single if single else self.root.tensors, Budget())
+        for index, node in enumerate(self.graph.nodes):
+            if index in self.root.layout.spans:
+                a, b = self.root.layout.spans[index]
+                both = low[:, a:b], high[:, a:b]
+            elif isinstance(node, Relu):
+                both = space.lows[node.source].clamp(min=0.0), space.highs[node.source].clamp(min=0.0)
+            elif isinstance(node, Gate):
+                both = space.lows[node.source], space.highs[node.source]
+            else:
+                both = (
+                    root.lows[index].to(low.dtype).expand(len(low), -1),
+                    root.highs[index].to(low.dtype).expand(len(low), -1),
+                )
+            space.lows.append(both[0])
+            space.highs.append(both[1])
+        space.magnitudes = {index: value.expand(len(low), -1) for index, value in root.magnitudes.items()}
+        return space
+
+    def multipliers(self, alpha: torch.Tensor, mu: torch.Tensor) -> Multipliers:
+        """Multipliers of every neuron, from those of the unstable ones, [nodes, R, U]."""
+        found = Multipliers()
+        for relu, (part, local) in self.places.items():
+            size = self.graph.nodes[relu].size
+            if len(local) == size:
+                found.alpha[relu], found.mu[relu] = alpha[:, :, part], mu[:, :, part]
+                continue
+            zero = torch.zeros(*alpha.shape[:2], size, dtype=alpha.dtype, device=alpha.device)
+            found.alpha[relu] = zero.index_copy(2, local, alpha[:, :, part])
+            found.mu[relu] = zero.index_copy(2, local, mu[:, :, part])
+        return found
+
+    def evaluate(
+        self, space: Workspace, which: torch.Tensor, alpha: torch.Tensor, mu: torch.Tensor, *, rounded: bool
+    ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+        """Bounds of the rows less their limits, float64 [nodes, R], and the coefficients at each Relu."""
+        rows = self.rows[which].to(alpha.dtype)
+        found, arrived = backward(
+            space, len(self.graph.nodes) - 1, rows, self.multipliers(alpha, mu), rounded=rounded
+        )
+        value = found - self.row_limits[which]
+        if rounded:
+            value = torch.nextafter(value, torch.full_like(value, -torch.inf))
+        return value, arrived
+
+    def bounded(self, nodes: _Phases, steps: int) -> _Phases:
+        """Bound nodes, close those that no input reaches, and choose where to branch."""
+        self.nodes += len(nodes)
+        low, high = self.filled(nodes.low, self.root.low), self.filled(nodes.high, self.root.high)
+        if _RECOMPUTE and steps:
+            low, high = self.flat.refresh(
+                self.root.workspace.lows[0], self.root.workspace.highs[0], low, high, self.behind(nodes)
+            )
+        empty = (low > high).any(dim=1)
+        middle = torch.minimum(low, high)
+        low, high = (
+            torch.where(empty.unsqueeze(1), middle, low),
+            torch.where(empty.unsqueeze(1), middle, high),
+        )
+        nodes.low, nodes.high = low[:, self.unstable], high[:, self.unstable]
+        space = self.space(low, high)
+        alpha, mu = self.ascended(self.space(low.float(), high.float()), nodes, steps)
+        alpha, mu = alpha.double(), mu.double()
+        with torch.no_grad():
+            value, arrived = self.evaluate(space, nodes.which, alpha, mu, rounded=True)
+        found = torch.nan_to_num(value.amax(dim=1), nan=-torch.inf).masked_fill(empty, torch.inf)
+        found = torch.maximum(self.own(nodes), found)
+        nodes.lower = nodes.lower.scatter(1, nodes.which.unsqueeze(1), found.unsqueeze(1))
+        nodes.alpha, nodes.mu = alpha.float(), mu.float()
+        self.choose(nodes, arrived, value.argmax(dim=1))
+        return nodes
+
+    def behind(self, nodes: _Phases) -> torch.Tensor:
+        """The graph node whose sign was fixed last, int64 [nodes]; -1 at the root."""
+        place = self.unstable[nodes.last.clamp(min=0)]
+        found = torch.full_like(nodes.last, -1)
+        for source, (a, b) in self.root.layout.spans.items():
+            found = torch.where((place >= a) & (place < b), torch.full_like(found, source), found)
+        return torch.where(nodes.last >= 0, found, torch.full_like(found, -1))
+
+    def ascended(self, space: Workspace, nodes: _Phases, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Multipliers after some steps of ascent (Adam), each node's best, float32 [nodes, R, U]."""
+        alpha, mu = nodes.alpha, nodes.mu
+        if not steps:
+            return alpha, mu
+        sign = nodes.sign.float().unsqueeze(1)
+        best_alpha, best_mu = alpha.clone(), mu.clone()
+        best = torch.full(alpha.shape[:2], -torch.inf, dtype=torch.float64, device=alpha.device)
+        moments: list[torch.Tensor] = []
+        scale = torch.ones_like(alpha)
+        for step in range(1, steps + 1):
+            alpha.requires_grad_(True)
+            mu.requires_grad_(True)
+            value, arrived = self.evaluate(space, nodes.which, alpha, mu, rounded=False)
+            with torch.no_grad():
+                better = (value > best).unsqueeze(2)
+                best = torch.maximum(best, value)
+                best_alpha, best_mu = torch.where(better, alpha, best_alpha), torch.where(better, mu, best_mu)
+            if step == steps or not bool(self.alive(best.amax(dim=1)).any()):
+                break
+            slopes = torch.autograd.grad(value.sum(), (alpha, mu))
+            with torch.no_grad():
+                if not moments:
+                    moments = [torch.zeros_like(part) for part in (alpha, alpha, mu, mu)]
+                    for relu, (part, _) in self.places.items():
+                        if relu in arrived:
+                            scale[:, :, part] = arrived[relu].abs().mean(dim=2, keepdim=True)
+                shrink = _DECAY ** (step - 1)
+                moved = []
+                for k, (leaf, slope) in enumerate(zip((alpha, mu), slopes, strict=True)):
+                    mean, square = moments[2 * k], moments[2 * k + 1]
+                    mean.mul_(0.9).add_(slope, alpha=0.1)
+                    square.mul_(0.999).addcmul_(slope, slope, value=0.001)
+                    adapted = (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-12)
+                    moved.append(leaf.detach() + adapted * shrink * (_RATE if k == 0 else _RATE_MU * scale))
+                alpha = moved[0].clamp(min=0.0, max=1.0)
+                mu = sign * (sign * moved[1]).clamp(min=0.0)
+        return best_alpha, best_mu
+
+    def choose(self, nodes: _Phases, arrived: dict[int, torch.Tensor], row: torch.Tensor) -> None:
+        """Set the neuron to branch on: the best of a few that are split on trial."""
+        at = torch.arange(len(nodes), device=row.device)
+        score = torch.full(nodes.sign.shape, -1.0, dtype=torch.float64, device=row.device)
+        for relu, (part, local) in self.places.items():
+            if relu not in arrived:
+                continue
+            c = arrived[relu][at, row][:, local]
+            lines = ReluLines.of(nodes.low[:, part], nodes.high[:, part])
+            alpha = nodes.alpha[at, row][:, part].double()
+            above = lines.missed
+            below = torch.maximum(-alpha * nodes.low[:, part], (1 - alpha) * nodes.high[:, part])
+            missed = torch.where(c < 0, -c * above, c * below)
+            score[:, part] = torch.where(lines.unstable, missed, score[:, part])
+        best, top = score.topk(min(_TRIALS, score.shape[1]), dim=1) if score.shape[1] else (score, score)
+        if not score.shape[1]:
+            nodes.branch = torch.full_like(nodes.which, -1)
+            return
+        nodes.branch = torch.where(best[:, 0] >= 0, top[:, 0], torch.full_like(top[:, 0], -1))
+        wanted = (self.alive(self.own(nodes)) & (nodes.branch >= 0)).nonzero()[:, 0]
+        if _TRIALS > 1 and top.shape[1] > 1 and len(wanted):
+            nodes.branch[wanted] = self.tried(nodes.pick(wanted), top[wanted], best[wanted])
+
+    def tried(self, nodes: _Phases, top: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
+        """Of some neurons of each node, int64 [nodes, trials], the one that lifts the lower child most."""
+        count, trials = top.shape
+        neuron = top.reshape(-1)
+        many = nodes.pick(torch.arange(count, device=top.device).repeat_interleave(trials))
+        lifted = []
+        at = torch.arange(count * trials, device=top.device)
+        for side in (1, -1):
+            low, high = many.low.clone(), many.high.clone()
+            if side == 1:
+                low[at, neuron] = low[at, neuron].clamp(min=0.0)
+            else:
+                high[at, neuron] = high[at, neuron].clamp(max=0.0)
+            space = self.space(self.filled(low, self.root.low), self.filled(high, self.root.high))
+            with torch.no_grad():
+                value, _ = self.evaluate(
+                    space, many.which, many.alpha.double(), many.mu.double(), rounded=False
+                )
+            lifted.append(value.amax(dim=1).view(count, trials))
+        lift = torch.minimum(*lifted)
+        lift = lift + 1e-3 * (torch.maximum(*lifted) - lift)
+        lift = lift.masked_fill(score < 0, -torch.inf)
+        return top.gather(1, lift.argmax(dim=1, keepdim=True))[:, 0]
