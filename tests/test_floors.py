@@ -59,6 +59,7 @@ FLOORS = {
     "milpver.distance": 5,
     "milpver.margin": 5,
     "milpver.run": 5,
+    "milpver.substitute": 5,
     "milpver.transfer": 5,
     "milpver.verify": 5,
     "milpver.counterexample": 5,

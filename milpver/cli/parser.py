@@ -130,6 +130,15 @@ examples:
   milpver prune model.onnx --method l1 --budget 10%,0,0 --save small.onnx
   milpver prune model.onnx --method taylor --budget 2,1 --data test.npz --save small.onnx"""
 
+SUBSTITUTE_EXAMPLES = """\
+A substitute has linear functions in place of the ReLUs that vary least between an
+input and an adversarial one: con constants, lin the line through both, act the line
+that holds at the input. For act, delta is the radius in which both networks agree,
+and so min(delta, d_bnd of the substitute) is certified for the network.
+
+example:
+  milpver substitute model.onnx --data mnist/ --kind con,lin,act --ratio 0.9,0.99 --index 0:10"""
+
 SOLVERS_EXAMPLES = """\
 example:
   milpver solvers --json"""
@@ -258,6 +267,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     add("prune", "remove neurons by a heuristic, and write the smaller network", PRUNE_EXAMPLES, _prune)
     add("train", "train a network to survive pruning, and export it", TRAIN_EXAMPLES, _train)
     add("verify", "whether a property in VNN-LIB holds, one or a list of them", VERIFY_EXAMPLES, _verify)
+    add("substitute", "distances in local substitutes of a network", SUBSTITUTE_EXAMPLES, _substitute)
     add("supports", "what queries are taken, as VNN-LIB 2.0 asks", SUPPORTS_EXAMPLES, _supports)
     add("campaign", "whole test sets, days long, nothing lost, and a report", CAMPAIGN_EXAMPLES, _nothing)
     for parts in add_campaign(commands["campaign"], _Parser):
@@ -530,6 +540,19 @@ def _verify(parser: argparse.ArgumentParser) -> None:
     search.add_argument(
         "--device", default="auto", metavar="NAME", help="where bounds are computed: auto, cpu or cuda (auto)"
     )
+
+
+def _substitute(parser: argparse.ArgumentParser) -> None:
+    _model_and_data(parser)
+    parser.add_argument("--kind", default="lin,act", metavar="LIST", help="con, lin, act (lin,act)")
+    parser.add_argument(
+        "--ratio", default="0.9", metavar="LIST", help="shares of the ReLUs that are replaced (0.9)"
+    )
+    parser.add_argument(
+        "--exact-delta", action="store_true", help="act: let the MILP solver close delta where bounds do not"
+    )
+    parser.add_argument("--save-models", metavar="DIR", help="write the substitutes to DIR as ONNX files")
+    _common(parser)
 
 
 def _supports(parser: argparse.ArgumentParser) -> None:
