@@ -138,8 +138,19 @@ class DaskPool:
         self._given.update(versions)
 
     def _threads(self) -> dict[str, int]:
-        """Threads of each worker that is there."""
-        found: dict[str, int] = self._client.nthreads()
+        """Threads of each worker that is there.
+
+        Raises:
+            QueryError: the scheduler is gone.
+        """
+        try:
+            found: dict[str, int] = self._client.nthreads()
+        except (OSError, RuntimeError) as error:
+            raise QueryError(
+                f"the scheduler {self._address} does not answer any more: {' '.join(str(error).split())}",
+                needed="a running Dask scheduler; what was answered until now is kept",
+                fix="start it again, then the same command goes on",
+            ) from error
         return found
 
     @property
@@ -178,7 +189,8 @@ class DaskPool:
         finally:
             with suppress(Exception):
                 future.release()
-        if results is None:  # a worker that has joined since
+        if results is None:  # a worker that has joined since, or has begun again under its old address
+            self._given.clear()
             self._give()
             self.submit(batch)
             return []
