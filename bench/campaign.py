@@ -141,7 +141,7 @@ def kills(folder: Path, arguments: argparse.Namespace) -> bool:
     same = all(a[:4] + a[6:] == b[:4] + b[6:] for a, b in zip(*rows, strict=True))
     say(
         f"kills of the campaign: {count['campaign']}, of workers: {count['worker']}; queries {len(rows[1])}, "
-        f"results {total}, different from the undisturbed run: {differ}, in more than the last bits of a bracket: "
+        f"results {total}, different from the undisturbed run: {differ}, in more than a bracket's last bits: "
         f"{'none' if same else 'some'} (brackets apart by {apart:.3g})"
     )
     return total == keys == len(rows[1]) == 300 and same and apart <= 1e-6
