@@ -16,7 +16,7 @@ import milpver
 from milpver import cli as program
 from milpver.query import Options
 
-COMMANDS = ("info", "margin", "distance", "demo", "solvers")
+COMMANDS = ("info", "margin", "distance", "verify", "substitute", "supports", "demo", "solvers")
 PYTHON = (sys.executable, "-m", "milpver")
 
 
