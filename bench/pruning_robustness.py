@@ -551,7 +551,7 @@ def report(plan: Plan, results: Results, wrong: list[str]) -> Iterator[str]:
         swept: dict[str, list[Cell]] = {}
         if plan.tightness:
             lines, swept = tightness_table(plan, results, Images(images.x, images.y, min(images.count, 100)))
-            yield "\nTightness, at most 100 images; gap: how far a bound is below the margin that the attack swap"
+            yield "\nTightness, at most 100 images; gap: how far a bound is below what the attack swap"
             yield "finds, median over images classified correctly, in shares of the margin without pruning:\n"
             yield from lines
         figures(plan, results, images, swept, wrong)
