@@ -6,7 +6,7 @@ lowered to these. ``Graph.evaluate`` is the oracle that every witness is replaye
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
@@ -183,6 +183,35 @@ class Graph:
         for index, node in enumerate(self.nodes):
             values.append(_value(index, node, values, x, removed))
         return values
+
+    def resumed(
+        self,
+        values: Sequence[Float],
+        gate: int,
+        behind: Sequence[int],
+        removed: NDArray[np.bool_],
+        repeat: int,
+    ) -> Float:
+        """Outputs under several masks of one gate, from a trace: only what depends on the gate is computed.
+
+        Args:
+            values: of every node without removals, float64 [batch, size] each.
+            gate: the Gate node.
+            behind: all nodes that depend on it, ascending.
+            removed: its masks, ``repeat`` in a row for each input, bool [batch * repeat, gates].
+            repeat: masks an input.
+
+        Returns:
+            float64 [batch * repeat, outputs].
+        """
+        again: list[Float] = [np.zeros(0)] * len(self.nodes)
+        nothing = np.zeros((len(removed), 0))  # no node behind a gate reads the input itself
+        read = {source for index in (gate, *behind) for source in self.nodes[index].sources}
+        for source in read - {gate, *behind}:
+            again[source] = np.repeat(values[source], repeat, axis=0)
+        for index in (gate, *behind):
+            again[index] = _value(index, self.nodes[index], again, nothing, {gate: removed})
+        return again[-1]
 
     def pullback(self, values: list[Float], rows: Float, removed: Masks | None = None) -> Float:
         """Gradients of rows over the output with respect to the input, at the points of a trace.

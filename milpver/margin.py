@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from milpver import registry
 from milpver.bounding import Bounds, margin_rows
-from milpver.closed_form import closed_form_gate, worst_masks
+from milpver.closed_answers import closed_answers
+from milpver.closed_form import ClosedForm, closed_form_gate, worst_masks
 from milpver.deviation import deviation_screen
 from milpver.encoder import Encoded, encode
 from milpver.errors import QueryError, SolverUnavailableError
@@ -59,7 +60,7 @@ class _Query:
 
     Attributes:
         context, budget, radius, domain: the question, and how it is answered.
-        gate: the closed form's Gate node, or None where there is none.
+        form: the closed form, or None where there is none.
         chain: the network as a chain, for the compiled native search; None where that does not answer.
     """
 
@@ -67,7 +68,7 @@ class _Query:
     budget: Budget
     radius: float
     domain: Domain | None
-    gate: int | None
+    form: ClosedForm | None
     chain: Layers | None
 
 
@@ -113,10 +114,11 @@ def margins(
         chain = chain_of(network.graph, budget)
     if chain is not None:
         warm_up()  # compiling is no input's time
-    query = _Query(context, budget, radius, domain, gate, chain)
+    form = None if gate is None else ClosedForm(network.graph, budget, gate)
+    query = _Query(context, budget, radius, domain, form, chain)
     proven = _screened(query, inputs, labels)
     places = indices if indices is not None else range(len(inputs))
-    size = BATCH if query.gate is None else CLOSED_FORM_BATCH
+    size = BATCH if query.form is None else CLOSED_FORM_BATCH
     for start in range(0, len(inputs), size):
         part = slice(start, start + size)
         yield from _batch(query, inputs[part], labels[part], places[part], proven[part])
@@ -148,10 +150,18 @@ def _batch(
     context = query.context
     graph = context.network.graph
     x = inputs.astype(np.float64)
-    predicted = graph.evaluate(x).argmax(axis=1)
-    boxes = [ball(centre, query.radius, query.domain) for centre in x]
+    trace = graph.trace(x)
+    predicted = trace[-1].argmax(axis=1)
     # There is nothing to compute for an input that is misclassified already.
     asked = [i for i, label in enumerate(labels) if label == predicted[i] and proven[i] is None]
+    answered: dict[int, Verdict] = {}
+    if query.form is not None and asked:
+        places, classes = [int(indices[i]) for i in asked], np.array([int(labels[i]) for i in asked])
+        at = [each[asked] for each in trace]
+        found = closed_answers(query.form, context, inputs[asked], classes, places, at, query.domain)
+        answered = {asked[k]: verdict for k, verdict in found.items()}
+        asked = [i for i in asked if i not in answered]
+    boxes = {i: ball(x[i], query.radius, query.domain) for i in range(len(x)) if i not in answered}
     bounds: Bounds | None = None
     masks: NDArray[np.bool_] | None = None
     values: tuple[Float, Float] | None = None
@@ -160,7 +170,7 @@ def _batch(
     elif asked:
         patience = len(asked) * context.options.timeout / 2
         rows = margin_rows(tuple(labels[i] for i in asked), graph.outputs)
-        bounding = context.bounding if query.gate is None else registry.load("bounds", "budget")
+        bounding = context.bounding if query.form is None else registry.load("bounds", "budget")
         bounds = bounding.bound(
             graph,
             np.stack([boxes[i].lower for i in asked]),
@@ -170,13 +180,16 @@ def _batch(
             context.options.device,
             hurry=lambda: context.interrupted() or time.perf_counter() - started > patience,
         )
-        if query.gate is not None:
-            gated = graph.trace(x[asked])[graph.nodes[query.gate].sources[0]]
-            masks = worst_masks(graph, query.budget.groups[0], gated, rows)
+        if query.form is not None:
+            gated = trace[graph.nodes[query.form.node].sources[0]][asked]
+            masks = worst_masks(graph, query.budget, gated, rows)
     share = (time.perf_counter() - started) / len(inputs)
     place = {i: position for position, i in enumerate(asked)}
-    for i, box in enumerate(boxes):
-        search = _Search(query, box, int(labels[i]), share, int(indices[i]))
+    for i in range(len(x)):
+        if i in answered:
+            yield answered[i]
+            continue
+        search = _Search(query, boxes[i], int(labels[i]), share, int(indices[i]))
         screened = proven[i]
         if screened is not None:
             search.screened(screened)
@@ -236,10 +249,10 @@ class _Search:
         self.rounded = bounds.rows_lower[0].copy()
         try:
             self.offer(self.box.centre, self.nothing_removed())
-            if masks is not None and self.query.gate is not None:
+            if masks is not None and self.query.form is not None:
                 self.engine = "closed-form"
                 for mask in np.unique(masks, axis=0):
-                    self.offer(self.box.centre, {self.query.gate: mask})
+                    self.offer(self.box.centre, {self.query.form.node: mask})
             elif self.done():
                 pass
             elif self.query.context.native and self.box.is_point and self.query.budget.groups:
@@ -473,7 +486,7 @@ class _Search:
             label=self.label,
             predicted=predicted,
             question="margin",
-            budget=budget.per_layer,
+            budget=budget.shown,
             radius=self.query.radius,
             domain=self.query.domain,
             status=self.status,

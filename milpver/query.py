@@ -61,10 +61,30 @@ class Budget:
     Attributes:
         groups: disjoint groups, each with s >= 1.
         per_layer: s_k of each gateable layer in order, as records show it.
+        kept: gates that have to stay, as (Gate node, gate).
+        gone: gates that are removed in every mask; each lies in a group and counts against its limit.
     """
 
     groups: tuple[BudgetGroup, ...] = ()
     per_layer: tuple[int, ...] = ()
+    kept: tuple[tuple[int, int], ...] = ()
+    gone: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def shown(self) -> tuple[int, ...] | str:
+        """What records and messages call it, as ``parse_budget`` takes it."""
+        return self.per_layer
+
+    def forced(self, node: int, gates: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which gates of a Gate node have to stay, and which are removed for certain, bool [gates] each."""
+        kept, gone = np.zeros(gates, dtype=np.bool_), np.zeros(gates, dtype=np.bool_)
+        for pairs, state in ((self.kept, kept), (self.gone, gone)):
+            state[[gate for place, gate in pairs if place == node]] = True
+        return kept, gone
+
+    def left(self, group: BudgetGroup) -> int:
+        """Removals that a group allows beside those that are forced, at least 0."""
+        return group.removable - sum(node in group.nodes for node, _ in self.gone)
 
     def group_of(self, node: int) -> BudgetGroup | None:
         """The group a Gate node belongs to, or None where nothing of it may be removed."""
@@ -81,8 +101,12 @@ class Budget:
             gate = graph.nodes[node]
             if not isinstance(gate, Gate) or gone.shape != (gate.gates,):
                 return False
+            if any(gone[each] for place, each in self.kept if place == node):
+                return False
             if self.group_of(node) is None and bool(gone.any()):
                 return False
+        if not all(node in removed and removed[node][each] for node, each in self.gone):
+            return False
         return all(
             sum(int(np.count_nonzero(removed[node])) for node in group.nodes if node in removed)
             <= group.removable

@@ -163,8 +163,13 @@ class RunContext:
         del progress
         return self.interrupted()
 
-    def constant_fields(self, x: NDArray[np.float32]) -> dict[str, Any]:
-        """The fields of a verdict that only the run and the input decide."""
+    @staticmethod
+    def hashed(x: NDArray[np.float32]) -> str:
+        """What records call ``input_sha256``."""
+        return hashlib.sha256(np.ascontiguousarray(x, dtype="<f4").data).hexdigest()
+
+    def constant_fields(self, x: NDArray[np.float32] | None = None) -> dict[str, Any]:
+        """The fields of a verdict that only the run and the input decide; without one, the run alone."""
         options = self.options
         return {
             "schema_version": SCHEMA_VERSION,
@@ -177,7 +182,7 @@ class RunContext:
             "timeout": options.timeout,
             "threads": options.threads,
             "seed": options.seed,
-            "input_sha256": hashlib.sha256(np.ascontiguousarray(x, dtype="<f4").tobytes()).hexdigest(),
+            **({} if x is None else {"input_sha256": self.hashed(x)}),
         }
 
 

@@ -99,7 +99,7 @@ class Verdict:
         index: position of the input in its data file (0 for a single input).
         label, predicted: the class asked about, and the class predicted in float64 without removals.
         question: ``margin`` or ``distance``.
-        budget: neurons removable a gateable layer; None for a distance.
+        budget: neurons removable a gateable layer, or what says more (``total:3``); None for a distance.
         radius: of the L-inf ball, in the data's units; None for a distance.
         domain: [lo, hi] limits of the inputs, or None.
         status, verdict, assurance: see the enumerations; a distance has no verdict.
@@ -130,7 +130,7 @@ class Verdict:
     label: int
     predicted: int
     question: str
-    budget: tuple[int, ...] | None
+    budget: tuple[int, ...] | str | None
     radius: float | None
     domain: tuple[Any, Any] | None
     status: Status

@@ -74,7 +74,7 @@ def test_its_masks_are_the_worst(seed: int, owner: list[int] | None, kind: int) 
     assert closed_form_gate(graph, budget) == 3
     x = np.random.default_rng(seed).normal(size=(4, 2))
     rows = margin_rows((0, 1, 2, 0), 3)
-    found = worst_masks(graph, budget.groups[0], graph.trace(x)[2], rows)
+    found = worst_masks(graph, budget, graph.trace(x)[2], rows)
     gate = graph.nodes[3]
     assert isinstance(gate, Gate)
     assert found.shape == (4, 2, gate.gates)
