@@ -18,7 +18,7 @@ import torch
 from milpver.bounds._crown import Multipliers, ReluLines, backward
 from milpver.bounds._tensors import TensorGraph
 from milpver.bounds._workspace import Workspace
-from milpver.graph import Gate, Relu
+from milpver.graph import Affine, Gate, Relu
 from milpver.linear import Float
 from milpver.query import Budget
 from milpver.search._alternatives import Alternatives, OfferInputs, account, alive
@@ -38,6 +38,7 @@ _RATE, _RATE_MU, _DECAY = 0.2, 0.1, 0.95
 _TRIALS = 4
 #: Whether bounds behind the layer that was split are computed anew.
 _RECOMPUTE = True
+_INDIRECT = 1.0
 #: Elements (nodes x neurons) of a batch.
 _ELEMENTS = 1 << 18
 _BATCH = 128
@@ -296,8 +297,51 @@ class PhaseSearch:
         found = torch.maximum(self.own(nodes), found)
         nodes.lower = nodes.lower.scatter(1, nodes.which.unsqueeze(1), found.unsqueeze(1))
         nodes.alpha, nodes.mu = alpha.float(), mu.float()
-        self.choose(nodes, arrived, value.argmax(dim=1))
+        row = value.argmax(dim=1)
+        loosened = self.loosened(nodes, low, high, row) if _RECOMPUTE else None
+        self.choose(nodes, arrived, row, loosened)
         return nodes
+
+    def loosened(
+        self, nodes: _Phases, low: torch.Tensor, high: torch.Tensor, row: torch.Tensor
+    ) -> torch.Tensor:
+        """What a unit at each unstable neuron does to the bounds that its node's bound depends on.
+
+        How fast the bound falls as bounds of pre-activations widen, pulled back through ``|M|`` and the
+        chords' slopes to the neurons before; float32 [nodes, U], for branching alone.
+        """
+        low, high = low.float().requires_grad_(), high.float().requires_grad_()
+        at = torch.arange(len(nodes), device=row.device)
+        alpha, mu = nodes.alpha[at, row].unsqueeze(1), nodes.mu[at, row].unsqueeze(1)
+        rows = self.rows[nodes.which, row].unsqueeze(1).float()
+        last = len(self.graph.nodes) - 1
+        found, _ = backward(self.space(low, high), last, rows, self.multipliers(alpha, mu), rounded=False)
+        if not found.requires_grad:
+            return torch.zeros_like(alpha[:, 0])
+        felt = sum(part.abs().nan_to_num(0.0) for part in torch.autograd.grad(found.sum(), (low, high)))
+        assert isinstance(felt, torch.Tensor)
+        steep = ReluLines.of(low.detach(), high.detach()).steep
+        pulled: dict[int, torch.Tensor] = {}
+        total = torch.zeros_like(felt)
+        for index in range(last, 0, -1):
+            node = self.graph.nodes[index]
+            value = pulled.pop(index, None)
+            if isinstance(node, Relu):
+                a, b = self.root.layout.spans[node.source]
+                if value is not None:
+                    total[:, a:b] += value
+                    felt[:, a:b] += steep[:, a:b] * value
+                continue
+            if index in self.root.layout.spans:
+                a, b = self.root.layout.spans[index]
+                value = felt[:, a:b] if value is None else value + felt[:, a:b]
+            if value is None or not isinstance(node, Affine):
+                continue
+            for (source, _), operator in zip(node.terms, self.single.operators[index], strict=True):
+                if source > 0:
+                    part = operator.adjoint(value, operator.absolute)
+                    pulled[source] = pulled[source] + part if source in pulled else part
+        return total[:, self.unstable]
 
     def behind(self, nodes: _Phases) -> torch.Tensor:
         """The graph node whose sign was fixed last, int64 [nodes]; -1 at the root."""
@@ -346,7 +390,13 @@ class PhaseSearch:
                 mu = sign * (sign * moved[1]).clamp(min=0.0)
         return best_alpha, best_mu
 
-    def choose(self, nodes: _Phases, arrived: dict[int, torch.Tensor], row: torch.Tensor) -> None:
+    def choose(
+        self,
+        nodes: _Phases,
+        arrived: dict[int, torch.Tensor],
+        row: torch.Tensor,
+        loosened: torch.Tensor | None,
+    ) -> None:
         """Set the neuron to branch on: the best of a few that are split on trial."""
         at = torch.arange(len(nodes), device=row.device)
         score = torch.full(nodes.sign.shape, -1.0, dtype=torch.float64, device=row.device)
@@ -359,6 +409,8 @@ class PhaseSearch:
             above = lines.missed
             below = torch.maximum(-alpha * nodes.low[:, part], (1 - alpha) * nodes.high[:, part])
             missed = torch.where(c < 0, -c * above, c * below)
+            if loosened is not None:
+                missed = missed + _INDIRECT * loosened[:, part] * above
             score[:, part] = torch.where(lines.unstable, missed, score[:, part])
         best, top = score.topk(min(_TRIALS, score.shape[1]), dim=1) if score.shape[1] else (score, score)
         if not score.shape[1]:
