@@ -26,6 +26,8 @@ __all__ = ["Answered", "Died", "Ended", "LocalPool", "Pool"]
 
 #: A worker hangs that says nothing for so many time limits of each query left to it, and so many seconds.
 _HANGS_AFTER, _AND = 3.0, 60.0
+#: Seconds more until it has said that it is ready: on a machine with other work, loading takes its time.
+_TO_BEGIN = 300.0
 #: Workers in a row that may die before they say anything: by themselves, and by what may be a kill.
 _FALSE_STARTS, _KILLED_STARTS = 3, 10
 
@@ -255,6 +257,7 @@ class LocalPool:
         for worker in self._workers:
             if worker.batch is not None:
                 limit = _HANGS_AFTER * worker.batch.options.timeout * max(1, worker.left) + _AND
+                limit += 0.0 if worker.ready else _TO_BEGIN
                 if now - worker.heard > limit:
                     worker.hung = True
                     worker.process.kill()
