@@ -163,6 +163,7 @@ class _Case:
         solved: the same on a solver's word.
         best: the smallest float64 value met of each alternative, float64 [alternatives].
         points: inputs that have them, float64 [alternatives, inputs].
+        hopeless: a counterexample in float64 lies in a box that holds no float32 input: nothing can be shown.
     """
 
     region: Region
@@ -171,6 +172,7 @@ class _Case:
     solved: Float
     best: Float
     points: Float
+    hopeless: bool = False
 
 
 class _Question:
@@ -240,7 +242,7 @@ class _Question:
         if self._attack_again() or self.stopped():
             return
         for patient in (False, True):
-            waiting = [case for case in self._cases if not self._proven(case).all()]
+            waiting = [case for case in self._cases if not (case.hopeless or self._proven(case).all())]
             for place, case in enumerate(waiting):
                 if self._witness is not None or self.stopped():
                     return
@@ -267,8 +269,11 @@ class _Question:
             outcome = Outcome.TIMEOUT
         else:
             outcome = Outcome.UNKNOWN
-        if outcome not in (Outcome.SAT, Outcome.UNSAT) and self._float64_only and not message:
-            message = "a counterexample in float64 has no float32 neighbour that ONNX Runtime confirms"
+        if outcome not in (Outcome.SAT, Outcome.UNSAT) and not message:
+            if any(case.hopeless for case in self._cases):
+                message = "a counterexample lies in a box that holds no float32 input"
+            elif self._float64_only:
+                message = "a counterexample in float64 has no float32 neighbour that ONNX Runtime confirms"
         return PropertyAnswer(outcome, self.seconds, x, y, removed, self._engine, self._nodes, message)
 
     def _proven(self, case: _Case) -> NDArray[np.bool_]:
@@ -301,7 +306,7 @@ class _Question:
         for case in self._cases:
             if self.stopped():
                 return False
-            if not case.region.has_float32:
+            if case.hopeless:
                 continue
             end = time.perf_counter() + self.remaining / 4 / len(self._cases)
             best, points = attack(
@@ -326,7 +331,7 @@ class _Question:
     # ------------------------------------------------------------------------------- witnesses
 
     def _offer(self, case: _Case, x: Float, removed: RemovedGates) -> bool:
-        """Check candidates; whether one of them is a counterexample."""
+        """Check candidates; whether one of them settles the question, or the region."""
         return self._witness is not None or bool((self._replayed(case, x, removed) <= 0).any())
 
     def _replayed(self, case: _Case, x: Float, removed: RemovedGates) -> Float:
@@ -338,9 +343,10 @@ class _Question:
             removed: Gate node -> bool [n, gates].
         """
         region = case.region
-        nothing: Float = np.full(case.goal.alternatives, np.inf)
         if not region.has_float32:
-            return nothing
+            found: Float = case.goal.values(self._outputs(np.clip(x, region.lower, region.upper), removed))
+            case.hopeless |= bool((found <= 0).any())
+            return np.asarray(found.min(axis=0))
         near = np.clip(x, region.inner_lower, region.inner_upper).astype(np.float32)
         values = case.goal.values(self._outputs(near, removed))
         self._scale = max(self._scale, float(np.abs(values[np.isfinite(values)]).max(initial=0.0)))
@@ -354,7 +360,7 @@ class _Question:
                 return np.asarray(values[i])
         return np.asarray(np.maximum(lowest, _UNCONFIRMED))
 
-    def _outputs(self, x: Float32, removed: RemovedGates) -> Float:
+    def _outputs(self, x: Float32 | Float, removed: RemovedGates) -> Float:
         """Outputs in float64, of the joined graph where rows range over inputs as well."""
         if "_tensors" not in self.__dict__:
             return self._graph.evaluate(x.astype(np.float64), removed)
@@ -526,7 +532,7 @@ class _Question:
             tried = [k for k in np.argsort(case.lower, kind="stable") if not self._proven(case)[k]]
             for place, k in enumerate(tried):
                 left = min(end - time.perf_counter(), self.remaining)
-                if left <= 0 or self._witness is not None or self.stopped():
+                if left <= 0 or self._witness is not None or case.hopeless or self.stopped():
                     return
                 self._solve_alternative(
                     case, int(k), encoded, solver, left / (1 if patient else len(tried) - place)
