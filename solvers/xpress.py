@@ -57,6 +57,7 @@ RESERVED = {
     **dict.fromkeys(("mipabscutoff", "mipaddcutoff", "miprelcutoff"), _CUTOFF),
     **dict.fromkeys(("feastol", "miptol", "optimalitytol"), _TOLERANCES),
     **dict.fromkeys(("feastoltarget", "miptoltarget", "optimalitytoltarget"), _TOLERANCES),
+    **dict.fromkeys(("presolve", "presolveops"), "leave it: other presolving gives wrong optima"),
     "matrixtol": "leave it: it would change the program",
 }
 
@@ -157,6 +158,9 @@ def _settings(xpress: Any, limits: Limits, options: Mapping[str, str]) -> dict[s
         "feastol": TOLERANCE,
         "miptol": TOLERANCE,  # less than that Xpress does not take
         "optimalitytol": FINE_TOLERANCE,
+        # All but the elimination of variables. Of 9,000 random networks with faint neurons or big-M to 1e8,
+        # Xpress 9.9 got 2 wrong by more than its tolerances with it, 3 without any presolving, none so.
+        "presolveops": 255,
     }
     if not options:
         return settings

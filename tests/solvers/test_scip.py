@@ -47,6 +47,7 @@ def test_everything_that_was_asked_is_in_force(monkeypatch: pytest.MonkeyPatch) 
         "misc/catchctrlc",
         "presolving/maxrounds",
         "separating/maxrounds",
+        "separating/maxroundsroot",
         "branching/scorefac",
     )
 
@@ -63,6 +64,7 @@ def test_everything_that_was_asked_is_in_force(monkeypatch: pytest.MonkeyPatch) 
     assert (seen["randomization/randomseedshift"], seen["numerics/feastol"]) == (5, TOLERANCE)
     assert seen["misc/catchctrlc"] is False
     assert (seen["presolving/maxrounds"], seen["separating/maxrounds"]) == (0, 3)
+    assert seen["separating/maxroundsroot"] == 0
     assert seen["branching/scorefac"] == 0.25
 
 

@@ -72,6 +72,7 @@ def test_everything_that_was_asked_is_in_force(monkeypatch: pytest.MonkeyPatch) 
         "randomseed": 5,
         "feastol": TOLERANCE,
         "miptol": TOLERANCE,
+        "presolveops": 255,
         "cutstrategy": 1,
     }
 
