@@ -169,6 +169,7 @@ class Work(NamedTuple):
         level: the lambda that layer 0 took, float64 [1].
         score, other, moved: for branching, float64 [G], [G], [largest layer].
         mask: int8 [G].
+        places: int64 [largest layer].
     """
 
     steep: _Floats
@@ -210,6 +211,7 @@ class Work(NamedTuple):
     other: _Floats
     moved: _Floats
     mask: _Bytes
+    places: _Ints
 
 
 def scratch(chain: Chain) -> Work:
@@ -219,10 +221,10 @@ def scratch(chain: Chain) -> Work:
     widest = int(max(chain.sizes.max(), chain.strides.max()))
     lengths = dict.fromkeys(("shares", "present", "here", "loose", "row", "moved"), widest)
     lengths |= dict.fromkeys(("lam", "best_lam", "pull", "pull_mean", "pull_square"), groups)
-    lengths |= dict.fromkeys(("score", "other", "pool"), max(gates, widest)) | {"level": 1}
+    lengths |= dict.fromkeys(("score", "other", "pool"), max(gates, widest) + widest) | {"level": 1}
     # A row of weights is filled up with zeros: what they multiply has to be there.
-    floats = [np.zeros(lengths.get(name, neurons + widest)) for name in Work._fields[:-1]]
-    return Work._make([*floats, np.zeros(gates, dtype=np.int8)])
+    floats = [np.zeros(lengths.get(name, neurons + widest)) for name in Work._fields[:-2]]
+    return Work._make([*floats, np.zeros(gates, dtype=np.int8), np.zeros(widest, dtype=np.int64)])
 
 
 @compiled
@@ -388,16 +390,29 @@ def _prepare(
 
 
 @compiled
-def _multiply(d: _Floats, weights: _Floats, base: int, stride: int, target: _Floats) -> None:
-    """``target = d W``, W row-major from ``base`` on with rows of ``stride`` entries."""
+def _multiply(d: _Floats, weights: _Floats, base: int, stride: int, target: _Floats, places: _Ints) -> None:
+    """``target = d W``, W row-major from ``base`` on with rows of ``stride`` entries; four rows at a time."""
     for q in range(stride):
         target[q] = 0.0
+    count = 0
     for j in range(len(d)):
-        factor = d[j]
-        if factor != 0.0:
-            row = weights[base + j * stride : base + (j + 1) * stride]
-            for q in range(stride):
-                target[q] += factor * row[q]
+        if d[j] != 0.0:
+            places[count] = j
+            count += 1
+    whole = count - count % 4
+    for k in range(0, whole, 4):
+        a, b, c, e = d[places[k]], d[places[k + 1]], d[places[k + 2]], d[places[k + 3]]
+        at_a, at_b = base + places[k] * stride, base + places[k + 1] * stride
+        at_c, at_e = base + places[k + 2] * stride, base + places[k + 3] * stride
+        row_a, row_b = weights[at_a : at_a + stride], weights[at_b : at_b + stride]
+        row_c, row_e = weights[at_c : at_c + stride], weights[at_e : at_e + stride]
+        for q in range(stride):
+            target[q] += a * row_a[q] + b * row_b[q] + c * row_c[q] + e * row_e[q]
+    for k in range(whole, count):
+        a, at_a = d[places[k]], base + places[k] * stride
+        row = weights[at_a : at_a + stride]
+        for q in range(stride):
+            target[q] += a * row[q]
 
 
 @compiled
@@ -464,7 +479,7 @@ def _pull(
             _copy(work.arrived[first : first + width], row)
         for j in range(width):
             value += sent[j] * chain.bias[first + j]
-        _multiply(sent, chain.weights, chain.offsets[t], stride, work.shares if t == 1 else row)
+        _multiply(sent, chain.weights, chain.offsets[t], stride, work.shares if t == 1 else row, work.places)
     if layer == 0:
         _copy(work.shares, work.row)
     return value + _at_start(chain, work, left, lam, loose, _seen(chain, layer, 0), fill)
@@ -656,9 +671,20 @@ def _neuron(
 
 @compiled
 def _tighten(
-    chain: Chain, work: Work, state: _Bytes, left: _Ints, low: _Floats, high: _Floats, steps: _Number
+    chain: Chain, work: Work, tree: Tree, slot: int, gap: float, decide: bool, steps: _Number
 ) -> None:
-    """Bound the pre-activations layer by layer, where they matter, and meet them with what is known."""
+    """Bound a node's pre-activations layer by layer, where they matter, and meet them with what is known.
+
+    In the last layer those do not whose coefficients are > 0 in all rows alive: ``alpha C z`` needs none.
+    """
+    state, left, low, high = tree.state[slot], tree.left[slot], tree.low[slot], tree.high[slot]
+    best = _least(tree.upper)
+    for j in range(chain.rows.shape[1]):
+        work.other[j] = 0.0
+    for r in range(len(chain.constant)):
+        if _alive(tree.lower[slot, r], best, gap, decide):
+            for j in range(chain.rows.shape[1]):
+                work.other[j] = min(work.other[j], chain.rows[r, j])
     begin = 1
     if chain.alone:
         begin = 2
@@ -670,6 +696,8 @@ def _tighten(
             if high[n] <= 0.0 or (low[n] >= 0.0 and not (ends and state[gate + j] == _FREE)):
                 continue
             if gate >= 0 and state[gate + j] == _GONE:
+                continue
+            if t == len(chain.sizes) - 1 and work.other[j] >= 0.0 and not (ends and state[gate + j] == _FREE):
                 continue
             base = chain.offsets[t] + j * stride
             row = chain.weights[base : base + stride]
@@ -848,7 +876,11 @@ def _rate(chain: Chain, work: Work, state: _Bytes, left: _Ints, row: _Floats) ->
             base = chain.offsets[t] + j * stride
             part = chain.weights[base : base + stride]
             if t == 1 and gains:
-                _add_gains(work, part, low_felt, high_felt, j)
+                last_down, last_up = work.down_last[j], work.up_last[j]
+                if low_felt > 0.0:
+                    _add_gains(work.score, work.other, part, 1.0, low_felt, last_down, work.down_next[j])
+                if high_felt > 0.0:
+                    _add_gains(work.score, work.other, part, -1.0, high_felt, last_up, work.up_next[j])
             elif low_felt + high_felt > 0.0:
                 felt = low_felt + high_felt
                 for q in range(stride):
@@ -866,25 +898,18 @@ def _rate(chain: Chain, work: Work, state: _Bytes, left: _Ints, row: _Floats) ->
 
 
 @compiled
-def _add_gains(work: Work, row: _Floats, low_felt: float, high_felt: float, j: int) -> None:
-    """What keeping and removing each gate of layer 0 does through the bounds of one z_1.
+def _add_gains(
+    keep: _Floats, remove: _Floats, row: _Floats, sign: float, felt: float, last: float, following: float
+) -> None:
+    """What keeping and removing each gate of layer 0 does through one end of one z_1.
 
-    With A its share and a_s, a_{s+1} the last share that counts and the next: keeping a gate that counts
-    lifts the lower bound by ``A - a_{s+1}``, removing one that does not by ``a_s - A``; the upper bound
-    mirrored.
+    With A = ``sign row`` its share and a_s, a_{s+1} the last share that counts and the next: keeping a gate
+    that counts lifts the lower end by ``A - a_{s+1}``, removing one that does not by ``a_s - A``.
     """
-    if low_felt > 0.0:
-        last, following = work.down_last[j], work.down_next[j]
-        for q in range(len(row)):
-            counts = 1.0 if row[q] > following else 0.0
-            work.score[q] += low_felt * counts * (row[q] - following)
-            work.other[q] += low_felt * max(last - row[q], 0.0)
-    if high_felt > 0.0:
-        last, following = work.up_last[j], work.up_next[j]
-        for q in range(len(row)):
-            counts = 1.0 if -row[q] > following else 0.0
-            work.score[q] += high_felt * counts * (-row[q] - following)
-            work.other[q] += high_felt * max(last + row[q], 0.0)
+    for q in range(len(row)):
+        share = sign * row[q]
+        keep[q] += felt * max(share - following, 0.0)
+        remove[q] += felt * max(last - share, 0.0)
 
 
 @compiled
@@ -981,7 +1006,7 @@ def _bound(chain: Chain, work: Work, tree: Tree, slot: int, gap: float, decide: 
         _prepare(chain, work, t, state, left, tree.low[slot], tree.high[slot])
     worst = _bound_rows(chain, work, tree, slot, gap, decide, np.int64(0))
     if worst >= 0:
-        _tighten(chain, work, state, left, tree.low[slot], tree.high[slot], np.int64(0))
+        _tighten(chain, work, tree, slot, gap, decide, np.int64(0))
         worst = _bound_rows(chain, work, tree, slot, gap, decide, np.int64(_NODE_STEPS))
     return _finish(chain, work, tree, slot, worst)
 
@@ -1056,7 +1081,7 @@ def bound_root(
         _first_layer(chain, work, state, left[chain.group[0]], low, high)
         _prepare(chain, work, 1, state, left, low, high)
     for attempt in range(2):
-        _tighten(chain, work, state, left, low, high, attempt * neuron_steps)
+        _tighten(chain, work, tree, 0, gap, decide, attempt * neuron_steps)
         if attempt == 0:
             for r in range(len(chain.constant)):
                 _load(work, chain.rows[r], 1.0)
