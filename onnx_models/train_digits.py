@@ -1,6 +1,6 @@
-"""Train the two shipped networks on the UCI handwritten digits, and write them with their test images.
+"""Train two of the shipped networks on the UCI handwritten digits, and write them with the images.
 
-`python onnx_models/train_digits.py` makes digits_fc.onnx, digits_conv.onnx and digits_test.npz again, beside
+`python onnx_models/train_digits.py` makes digits_fc.onnx, digits_conv.onnx and the images again, beside
 this file or in `--out`, and prints what README.md states about them. It needs the extra `train`
 (scikit-learn, which carries the data). It is deterministic: fixed seeds, one thread, deterministic
 algorithms only. Two runs on one machine give the same weights to the last bit; another machine or another
@@ -257,9 +257,11 @@ def pruned_margins(
     return worst
 
 
-def save_test_images(data: Digits, path: Path) -> None:
-    """Write the test images; the same data give the same bytes."""
-    np.savez_compressed(path, x=data.x_test, y=data.y_test, domain=np.array([0.0, 1.0], dtype=np.float32))
+def save_images(data: Digits, folder: Path) -> None:
+    """Write the images, those to test on and those to train on; the same data give the same bytes."""
+    domain = np.array([0.0, 1.0], dtype=np.float32)
+    np.savez_compressed(folder / "digits_test.npz", x=data.x_test, y=data.y_test, domain=domain)
+    np.savez_compressed(folder / "digits_train.npz", x=data.x_train, y=data.y_train, domain=domain)
 
 
 def right(net: DigitsNet, x: FloatArray, labels: Labels) -> int:
@@ -298,11 +300,11 @@ def main() -> None:
     torch.use_deterministic_algorithms(True)
     data = load_digits()
     args.out.mkdir(parents=True, exist_ok=True)
-    save_test_images(data, args.out / "digits_test.npz")
+    save_images(data, args.out)
     print(f"{len(data.y_train)} training images, {len(data.y_test)} test images")
     for recipe in RECIPES:
         print(make(recipe, data, args.out, args.epochs))
-    for name in (*(f"{recipe.name}.onnx" for recipe in RECIPES), "digits_test.npz"):
+    for name in (*(f"{recipe.name}.onnx" for recipe in RECIPES), "digits_test.npz", "digits_train.npz"):
         content = (args.out / name).read_bytes()
         print(f"{hashlib.sha256(content).hexdigest()}  {name}  {len(content)} bytes")
 

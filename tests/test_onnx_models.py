@@ -16,8 +16,13 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from milpver.data import load_data
+from milpver.margin import margins
+from milpver.onnx_import import load_network
 from milpver.onnx_models import train_digits
 from milpver.onnx_models.train_digits import BUDGET, RECIPES, Digits, DigitsNet, Recipe
+from milpver.query import Options, parse_budget
+from milpver.verdict import Answer
 
 FOLDER = Path(train_digits.__file__).resolve().parent
 README = (FOLDER / "README.md").read_text(encoding="utf-8")
@@ -70,9 +75,47 @@ def test_size_and_parameters_are_as_stated(recipe: Recipe) -> None:
     assert int(row["parameters"]) == sum(p.numel() for p in DigitsNet(recipe).parameters())
 
 
-def test_size_of_the_images_is_as_stated() -> None:
-    size = (FOLDER / "digits_test.npz").stat().st_size
-    assert f"`digits_test.npz` ({size} bytes)" in README
+@pytest.mark.parametrize("name", ["digits_test.npz", "digits_train.npz"])
+def test_size_of_the_images_is_as_stated(name: str) -> None:
+    assert f"`{name}` ({(FOLDER / name).stat().st_size} bytes)" in README
+
+
+#: Name, right training and test images, budget, robust images, of how many, bytes.
+TRAINED: list[tuple[str, ...]] = re.findall(
+    r"^\| `(\w+)\.onnx` \| [^|]* \| [^|]* \| \d+ \| (\d+)/\d+ \| (\d+)/\d+ \|"
+    r" ([\d,]+): (\d+)/(\d+) \| (\d+) \|$",
+    README,
+    re.MULTILINE,
+)
+
+
+@pytest.mark.parametrize("row", TRAINED, ids=lambda row: row[0])
+def test_networks_of_the_train_command_are_as_stated(
+    row: tuple[str, ...], digits: Digits, request: pytest.FixtureRequest
+) -> None:
+    """Accuracies by ONNX Runtime; the exact count of robust images by the search, on the digits."""
+    name, training, test, budget, robust, asked, size = row
+    assert (FOLDER / f"{name}.onnx").stat().st_size == int(size)
+    small = name.startswith("digits")
+    if small:
+        images = [(digits.x_train, digits.y_train), (digits.x_test, digits.y_test)]
+    else:
+        folder = request.getfixturevalue("shared_data") / "mnist"
+        images = [(d.inputs, d.labels) for d in (load_data(folder, split=s) for s in ("train", "test"))]
+    found = [int((logits(name, x).argmax(axis=1) == y).sum()) for x, y in images]
+    # another processor may decide images that are almost tied differently
+    assert found == pytest.approx([int(training), int(test)], abs=1 if small else 5)
+    count = int(asked) if small else 20
+    x, y = images[1][0][:count].reshape(count, -1), images[1][1][:count]
+    network = load_network(FOLDER / f"{name}.onnx")
+    options, allowed = Options("bab", decide=True), parse_budget(budget, network)
+    verdicts = list(margins(network, x, y.tolist(), budget=allowed, options=options))
+    proven = sum(verdict.verdict is Answer.ROBUST for verdict in verdicts)
+    assert proven == int(robust) if small else proven <= int(robust)
+
+
+def test_five_networks_of_the_train_command_are_shipped() -> None:
+    assert len(TRAINED) == 5
 
 
 @NETWORKS
@@ -185,7 +228,9 @@ def test_the_script_runs(tmp_path: Path) -> None:
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     names = [f"{recipe.name}.onnx" for recipe in RECIPES]
-    assert {path.name for path in tmp_path.iterdir()} == {*names, "digits_test.npz"}
+    images = ("digits_test.npz", "digits_train.npz")
+    assert {path.name for path in tmp_path.iterdir()} == {*names, *images}
     assert "1437 training images, 360 test images" in done.stdout
-    with np.load(tmp_path / "digits_test.npz") as made, np.load(FOLDER / "digits_test.npz") as shipped:
-        assert all(np.array_equal(made[name], shipped[name]) for name in shipped)
+    for file in images:
+        with np.load(tmp_path / file) as made, np.load(FOLDER / file) as shipped:
+            assert all(np.array_equal(made[name], shipped[name]) for name in shipped)
