@@ -97,16 +97,16 @@ def test_networks_of_the_train_command_are_as_stated(
     name, training, test, budget, robust, asked, size = row
     assert (FOLDER / f"{name}.onnx").stat().st_size == int(size)
     small = name.startswith("digits")
-    if small:
-        images = [(digits.x_train, digits.y_train), (digits.x_test, digits.y_test)]
-    else:
-        folder = request.getfixturevalue("shared_data") / "mnist"
-        images = [(d.inputs, d.labels) for d in (load_data(folder, split=s) for s in ("train", "test"))]
+    images = [(digits.x_test, digits.y_test), (digits.x_train, digits.y_train)]
+    if not small:  # the 60,000 training images would take a while
+        data = load_data(request.getfixturevalue("shared_data") / "mnist")
+        images = [(data.inputs, data.labels)]
     found = [int((logits(name, x).argmax(axis=1) == y).sum()) for x, y in images]
+    wanted = [int(test), int(training)][: len(found)]
     # another processor may decide images that are almost tied differently
-    assert found == pytest.approx([int(training), int(test)], abs=1 if small else 5)
-    count = int(asked) if small else 20
-    x, y = images[1][0][:count].reshape(count, -1), images[1][1][:count]
+    assert found == pytest.approx(wanted, abs=1 if small else 5)
+    count = int(asked) if small else 10
+    x, y = images[0][0][:count].reshape(count, -1), images[0][1][:count]
     network = load_network(FOLDER / f"{name}.onnx")
     options, allowed = Options("bab", decide=True), parse_budget(budget, network)
     verdicts = list(margins(network, x, y.tolist(), budget=allowed, options=options))
