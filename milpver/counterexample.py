@@ -25,8 +25,8 @@ from scipy import sparse
 from milpver import registry
 from milpver.attack.pgd import Goal, GraphOracle, RemovedGates, TensorOracle, attack, evaluate
 from milpver.errors import MilpverError, QueryError, SolverUnavailableError
-from milpver.graph import Affine, Graph
-from milpver.linear import Float, Sparse
+from milpver.graph import Affine, Graph, Max, Relu
+from milpver.linear import Conv, Float, Sparse
 from milpver.network import Network
 from milpver.property import Property, Region
 from milpver.query import NATIVE, Box, Budget, Options, parse_budget, removed_pairs
@@ -48,9 +48,13 @@ Float32 = NDArray[np.float32]
 #: Products in one run of a network up to which it is attacked in numpy first.
 _SMALL = 2_000_000
 #: Restarts for each alternative and steps of the first attack, and of the one in torch.
-_FIRST, _SECOND = (8, 30), (16, 60)
+_FIRST, _SECOND = (8, 30), (6, 30)
+#: The first attack on convolutions, which numpy is slow at.
+_BRIEF = (2, 10)
+#: ReLUs up to which a MILP solver gets a share of the time.
+_FEW_RELUS = 300
 #: Products that the attack in torch may cost: a few seconds on one core.
-_MOST_PRODUCTS = 2e10
+_MOST_PRODUCTS = 1e10
 #: Candidates that float32 refuses and whose neighbours are tried, in all.
 _RETRIES = 20
 #: Bytes that open nodes of a search may take where the user sets no limit.
@@ -88,7 +92,7 @@ class PropertyAnswer:
     seconds: float
     x: Float32 | None = None
     y: Float32 | None = None
-    removed: tuple[tuple[int, int], ...] = ()
+    removed: tuple[tuple[int | str, int], ...] = ()
     engine: str = ""
     nodes: int = 0
     message: str = ""
@@ -236,25 +240,31 @@ class _Question:
                 raise SolverUnavailableError(
                     found.reason, needed="an available solver", fix="see milpver solvers"
                 )
-        registry.names("bounds")
         if self._attack_first() or self.stopped():
             return
         if self._attack_again() or self.stopped():
             return
-        for patient in (False, True):
+        for worker, share in self._stages(solver):
             waiting = [case for case in self._cases if not (case.hopeless or self._proven(case).all())]
             for place, case in enumerate(waiting):
                 if self._witness is not None or self.stopped():
                     return
-                seconds = self.remaining / (1 if patient else len(waiting) - place)
-                self._prove(case, seconds, solver)
-            if len(waiting) <= 1:
-                break
+                self._prove(case, self.remaining * share / (len(waiting) - place), worker)
+
+    def _stages(self, solver: Solver | None) -> tuple[tuple[Solver | None, float], ...]:
+        """Who works on the regions in turn, None being the native search, and its share of the time left.
+
+        A small network's conditions of several rows may be closed by a MILP solver in a moment where linear
+        bounds, which see one row at a time, split for long.
+        """
+        if solver is None and not self.budget.groups and _relus(self._graph) <= _FEW_RELUS:
+            return (None, 0.3), (registry.load("solvers", NATIVE[self.options.solver]), 0.5), (None, 1.0)
+        return (solver, 1.0), (solver, 1.0)
 
     def answer(self) -> PropertyAnswer:
         """What came of it."""
         x = y = None
-        removed: tuple[tuple[int, int], ...] = ()
+        removed: tuple[tuple[int | str, int], ...] = ()
         message = self._message
         if self._witness is not None:
             outcome = Outcome.SAT
@@ -287,13 +297,13 @@ class _Question:
         masked = bool(self.budget.groups)
         if masked or _products(self._graph) > _SMALL:
             return False
-        restarts, steps = _FIRST
+        restarts, steps = _BRIEF if _convolutional(self._graph) else _FIRST
         return self._attack(GraphOracle(self._graph), restarts, steps, seed=self.options.seed)
 
     def _attack_again(self) -> bool:
         """The attack in torch, over masks as well; True once the question is settled."""
         gates = [node for group in self.budget.groups for node in group.nodes]
-        if not gates and _products(self._graph) <= _SMALL:
+        if not gates and _products(self._graph) <= _SMALL and not _convolutional(self._graph):
             return False
         alternatives = max(case.goal.alternatives for case in self._cases)
         passes = max(20, int(_MOST_PRODUCTS / (3 * alternatives * max(1, _products(self._graph)))))
@@ -610,6 +620,21 @@ def _with_inputs(outputs: Float32, x: Float32, joint: bool) -> Float:
     """Outputs as rows over them take them, float64 [n, outputs] or [n, outputs + inputs]."""
     found: Float = (np.concatenate([outputs, x], axis=1) if joint else outputs).astype(np.float64)
     return found
+
+
+def _relus(graph: Graph) -> int:
+    """Number of ReLUs and maxima."""
+    return sum(node.size for node in graph.nodes if isinstance(node, Relu | Max))
+
+
+def _convolutional(graph: Graph) -> bool:
+    """Whether there is a convolution among the layers."""
+    return any(
+        isinstance(linear, Conv)
+        for node in graph.nodes
+        if isinstance(node, Affine)
+        for _, linear in node.terms
+    )
 
 
 def _products(graph: Graph) -> int:
