@@ -174,7 +174,8 @@ def run_plan(
 
         pool = DaskPool(scheduler, parcels)
     else:
-        pool = LocalPool(workers or plan.spec.workers, parcels, plan.spec.memory, command)
+        count = workers or plan.spec.workers
+        pool = LocalPool(count, parcels, plan.spec.memory, plan.spec.threads, command)
     store.enlist(owner)
     try:
         run.go(pool, should_stop)

@@ -5,6 +5,7 @@ What becomes of the queries that a dead worker leaves is the affair of ``runner`
 
 from __future__ import annotations
 
+import os
 import queue
 import signal
 import subprocess
@@ -28,6 +29,8 @@ __all__ = ["Answered", "Died", "Ended", "LocalPool", "Pool"]
 _HANGS_AFTER, _AND = 3.0, 60.0
 #: Seconds more until it has said that it is ready: on a machine with other work, loading takes its time.
 _TO_BEGIN = 300.0
+#: Read by libraries when they are loaded.
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 #: Workers in a row that may die before they say anything: by themselves, and by what may be a kill.
 _FALSE_STARTS, _KILLED_STARTS = 3, 10
 
@@ -117,6 +120,7 @@ class LocalPool:
         count: how many at most.
         parcels: the networks by id.
         memory: bytes that each may take beyond what it needs to start, or None.
+        threads: of each.
         command: what to start in place of the real worker, for tests.
     """
 
@@ -125,11 +129,14 @@ class LocalPool:
         count: int,
         parcels: Mapping[str, Parcel],
         memory: int | None,
+        threads: int = 1,
         command: Sequence[str] | None = None,
     ) -> None:
         self._count = count
         self._parcels = parcels
         self._command = list(command or (sys.executable, "-m", "milpver.campaign._worker", str(memory or 0)))
+        # Linear algebra takes all cores otherwise: workers side by side would mostly wait for each other.
+        self._environment = os.environ | dict.fromkeys(_THREADS, str(threads))
         self._workers: list[_Worker] = []
         self._messages: queue.SimpleQueue[tuple[_Worker, Any]] = queue.SimpleQueue()
         self._false_starts = 0
@@ -160,7 +167,12 @@ class LocalPool:
     def _start(self) -> _Worker:
         errors = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the worker
         process = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, bufsize=-1
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            bufsize=-1,
+            env=self._environment,
         )
         worker = _Worker(process, errors)
         self._workers.append(worker)
