@@ -129,6 +129,27 @@ class FlatCrown:
             lines[source] = _table(low[:, a:b], high[:, a:b])
         return low, high
 
+    def linear(
+        self, source: int, rows: torch.Tensor, low: torch.Tensor, high: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows over a node as linear functions below them, for one node; rounding is not accounted for.
+
+        Args:
+            source: the node.
+            rows: float64 [rows, size].
+            low, high: bounds of every neuron, float64 [1, neurons]; where all signs are known the functions
+                are the rows themselves.
+
+        Returns:
+            Slopes, float64 [rows, inputs], and constants, float64 [rows].
+        """
+        spans = self._layout.spans.items()
+        lines = {node: _table(low[:, a:b], high[:, a:b]) for node, (a, b) in spans}
+        owner = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+        zero = torch.zeros(1, self._graph.inputs, dtype=rows.dtype, device=rows.device)
+        constant, slopes = self._backward(source, rows, owner, (zero, zero), lines)
+        return slopes, constant
+
     def _tighten(
         self,
         source: int,

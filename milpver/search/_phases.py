@@ -5,7 +5,8 @@ alpha and multipliers mu of the fixed signs (Wang et al. 2021, beta-CROWN), warm
 moved by a few steps of ascent, in float32; the bound that counts is evaluated once more in float64, rounded
 outward. Bounds of the neurons behind the layer that was split are computed anew (``_flat``). Where to branch
 is looked ahead: the few neurons whose lines miss their ReLU most, weighed with the coefficients that arrive
-there, are split on trial (filtered smart branching, De Palma et al. 2021).
+there, are split on trial (filtered smart branching, De Palma et al. 2021). With every sign fixed the network
+is linear on the node, and a linear program ends it (``_leaf``).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 
 from milpver.bounds._crown import Multipliers, ReluLines, backward
+from milpver.bounds._rounding import gamma
 from milpver.bounds._tensors import TensorGraph
 from milpver.bounds._workspace import Workspace
 from milpver.graph import Affine, Gate, Relu
@@ -24,6 +26,7 @@ from milpver.query import Budget
 from milpver.search._alternatives import Alternatives, OfferInputs, account, alive
 from milpver.search._compressed import SingleTensors
 from milpver.search._flat import FlatCrown, Layout
+from milpver.search._leaf import solve_leaf
 from milpver.search.bab import SearchLimits
 from milpver.search.frontier import Frontier, Nodes
 from milpver.solver import Stop
@@ -295,12 +298,57 @@ class PhaseSearch:
             value, arrived = self.evaluate(space, nodes.which, alpha, mu, rounded=True)
         found = torch.nan_to_num(value.amax(dim=1), nan=-torch.inf).masked_fill(empty, torch.inf)
         found = torch.maximum(self.own(nodes), found)
+        linear = ((low >= 0) | (high <= 0)).all(dim=1) & self.alive(found)
+        for k in linear.nonzero()[:, 0].tolist():
+            found[k] = torch.maximum(found[k], self.leaf(nodes, k, low, high))
         nodes.lower = nodes.lower.scatter(1, nodes.which.unsqueeze(1), found.unsqueeze(1))
         nodes.alpha, nodes.mu = alpha.float(), mu.float()
         row = value.argmax(dim=1)
         loosened = self.loosened(nodes, low, high, row) if _RECOMPUTE else None
         self.choose(nodes, arrived, row, loosened)
         return nodes
+
+    def leaf(self, nodes: _Phases, k: int, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+        """Bound of a node that has no sign open, float64 [], from the duals of its linear program."""
+        low, high, which = low[k : k + 1], high[k : k + 1], nodes.which[k]
+        box = self.root.workspace.lows[0][0], self.root.workspace.highs[0][0]
+        last = len(self.graph.nodes) - 1
+        rows, limits = self.rows[which], self.row_limits[which]
+        slopes, constants = self.flat.linear(last, rows, low, high)
+        places = (nodes.sign[k] != 0).nonzero()[:, 0]
+        signs = nodes.sign[k, places].double()
+        parts = [(slopes[:0], constants[:0])]
+        for source, (a, b) in self.root.layout.spans.items():
+            entries = self.unstable[places]
+            entries = entries[(entries >= a) & (entries < b)] - a
+            if not len(entries):
+                continue
+            unit = torch.nn.functional.one_hot(entries, b - a).to(rows.dtype)
+            parts.append(self.flat.linear(source, unit, low, high))
+        z_slopes, z_constants = (torch.cat(part) for part in zip(*parts, strict=True))
+        found = solve_leaf(
+            box[0].cpu().numpy(),
+            box[1].cpu().numpy(),
+            (slopes.cpu().numpy(), (constants - limits).cpu().numpy()),
+            ((signs.unsqueeze(1) * z_slopes).cpu().numpy(), (signs * z_constants).cpu().numpy()),
+        )
+        if found is None:
+            return torch.full_like(constants[0], -torch.inf)
+        self.best = np.minimum(self.best, self.offer(found.x[None], {}))
+        weights = torch.as_tensor(found.weights, device=rows.device)
+        row = weights @ rows
+        mu = torch.zeros(1, 1, nodes.sign.shape[1], dtype=rows.dtype, device=rows.device)
+        mu[0, 0, places] = signs * torch.as_tensor(found.multipliers, device=rows.device)
+        space = self.space(low, high)
+        with torch.no_grad():
+            multipliers = self.multipliers(torch.zeros_like(mu), mu)
+            bound, _ = backward(space, last, row.view(1, 1, -1), multipliers, rounded=True)
+        # The weighted sum of the rows, and its limit, are rounded; and the weights sum to 1 but for rounding.
+        size = weights @ (rows.abs() @ space.largest(last)[0] + limits.abs())
+        value = bound[0, 0] - weights @ limits
+        return torch.nan_to_num(
+            value - gamma(2 * len(weights) + 16) * (2 * size + value.abs()), nan=-torch.inf
+        )
 
     def loosened(
         self, nodes: _Phases, low: torch.Tensor, high: torch.Tensor, row: torch.Tensor

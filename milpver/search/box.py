@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from milpver.bounds._crown import Multipliers, crown_bounds
 from milpver.bounds._tensors import TensorGraph
 from milpver.bounds._workspace import Workspace
-from milpver.graph import Max
+from milpver.graph import Gate, Max
 from milpver.linear import Float
 from milpver.query import Budget
 from milpver.search._alternatives import Alternatives, OfferInputs, corners
@@ -27,6 +27,7 @@ from milpver.search._compressed import compressed, without_max
 from milpver.search._descent import descend
 from milpver.search._flat import FlatCrown, Layout
 from milpver.search._inputs import halve
+from milpver.search._masks import MaskBranching, masked
 from milpver.search._phases import PhaseSearch, Root
 from milpver.search.bab import SearchLimits, SearchResult
 from milpver.search.frontier import torch_threads
@@ -71,12 +72,15 @@ class BoxSearch:
         self._lower = tensors.tensor(lower).unsqueeze(0)
         self._upper = tensors.tensor(upper).unsqueeze(0)
         self._alternatives = Alternatives.of(alternatives, tensors.device)
+        self._given = alternatives
         self._replay = offer
         self._best: Float = np.full(len(alternatives), np.inf)
         self._nodes = 0
 
     def run(self, limits: SearchLimits) -> SearchResult:
         """Search until the smallest value is known, its sign is proven, or the limits say stop."""
+        if self._budget.groups:
+            return self._over_masks(limits)
         count = self._alternatives.count
         root: Float = np.full(count, -np.inf)
         self._attack(_STARTS, _STEPS)
@@ -104,6 +108,43 @@ class BoxSearch:
         final = root.copy()
         final[open_] = np.maximum(root[open_], lower)
         return SearchResult(final, root, self._nodes, stop)
+
+    def _over_masks(self, limits: SearchLimits) -> SearchResult:
+        """Branch on masks, and search the box of every mask that bounds leave open."""
+        given = self._given
+        box = self._lower[0].cpu().numpy(), self._upper[0].cpu().numpy()
+
+        def search_mask(removed: dict[int, NDArray[np.bool_]]) -> SearchResult:
+            def offer(x: Float, _: Mapping[int, NDArray[np.bool_]]) -> Float:
+                masks = {node: np.tile(gone, (len(x), 1)) for node, gone in removed.items()}
+                self._best = np.minimum(self._best, self._replay(x, masks))
+                return self._best
+
+            tensors = TensorGraph(masked(self._tensors.graph, removed), self._tensors.device)
+            return BoxSearch(tensors, Budget(), *box, given, offer).run(limits)
+
+        nothing = search_mask(
+            {
+                node: np.zeros(gate.gates, dtype=np.bool_)
+                for group in self._budget.groups
+                for node in group.nodes
+                if isinstance(gate := self._tensors.graph.nodes[node], Gate)
+            }
+        )
+        if nothing.stop is not Stop.OPTIMAL:
+            # Nothing is proven about the other masks.
+            none: Float = np.full(len(given), -np.inf)
+            return SearchResult(none, none.copy(), nothing.nodes, nothing.stop)
+        search = MaskBranching(
+            self._tensors,
+            self._budget,
+            (self._lower, self._upper),
+            self._alternatives,
+            lambda: self._best,
+            search_mask,
+        )
+        found = search.run(limits)
+        return SearchResult(found.lower, found.root, found.nodes + nothing.nodes, found.stop)
 
     def _open(self, root: Float, limits: SearchLimits) -> NDArray[np.bool_]:
         """Alternatives that are not proven, or may lie below the best value known by more than the gap."""
