@@ -49,7 +49,7 @@ def main() -> int:
     parser.add_argument("--model", type=Path, help="a network for MNIST with three hidden layers")
     parser.add_argument("--budgets", default="0,0,3;0,6,0;13,0,0", help="separated by semicolons")
     parser.add_argument("--count", type=int, default=1000, help="images")
-    parser.add_argument("--kind", default="decide", choices=("margin", "decide"))
+    parser.add_argument("--kind", default="margin", choices=("margin", "decide"))
     parser.add_argument("--seconds", type=float, default=1.0, help="of a query of `share`")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

@@ -104,6 +104,7 @@ class Desk:
 
     def __init__(self) -> None:
         self._networks: dict[str, Network] = {}
+        self._versions: dict[str, str] = {}
 
     def has(self, network: str) -> bool:
         """Whether a network is there."""
@@ -132,7 +133,9 @@ class Desk:
 
         A query that fails where that is no reason for the others to fail has a result that says so.
         """
-        version = solver_version(batch.options.solver)
+        solver = batch.options.solver
+        version = self._versions.setdefault(solver, "") or solver_version(solver)
+        self._versions[solver] = version
         if version != batch.solver_version:
             said = f"here is version {version!r} of {batch.options.solver}, needed: {batch.solver_version!r}"
             yield from (failure(batch, k, said) for k in range(len(batch.keys)))

@@ -29,6 +29,8 @@ __all__ = ["Answered", "Died", "Ended", "LocalPool", "Pool"]
 _HANGS_AFTER, _AND = 3.0, 60.0
 #: Seconds more until it has said that it is ready: on a machine with other work, loading takes its time.
 _TO_BEGIN = 300.0
+#: Seconds in which results that come close to each other are gathered, to be committed together.
+_GATHER = 0.02
 #: Read by libraries when they are loaded.
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 #: Workers in a row that may die before they say anything: by themselves, and by what may be a kill.
@@ -201,8 +203,9 @@ class LocalPool:
         found: list[Answered | Ended | Died] = []
         with suppress(queue.Empty):
             found += self._event(*self._messages.get(timeout=timeout))
-            while True:
-                found += self._event(*self._messages.get_nowait())
+            until = time.monotonic() + _GATHER
+            while (left := until - time.monotonic()) > 0:
+                found += self._event(*self._messages.get(timeout=left))
         self._end_those_that_hang()
         return found
 
