@@ -99,13 +99,20 @@ class RunContext:
 
     @cached_property
     def solver_version(self) -> str:
-        """Version of what the options name: of milpver itself for native searches."""
-        return __version__ if self.native else self.solver.availability().version
+        """Version of what the options name: of milpver itself, and of its fallback, for native searches."""
+        version = self.solver.availability().version
+        return f"{__version__} ({self.solver.name} {version})" if self.native else version
 
     @property
     def native(self) -> bool:
-        """Whether milpver's own search is asked for, where there is one."""
-        return self.options.solver in NATIVE and not self.options.cross_check
+        """Whether milpver's own search answers where there is one.
+
+        ``auto`` leaves the field to its backend where options are given that only a backend has.
+        """
+        options = self.options
+        backend = bool(options.solver_options) or options.solver_log is not None
+        own = options.solver == "bab" or (options.solver == "auto" and not backend)
+        return own and not options.cross_check
 
     def interrupted(self) -> bool:
         """Whether the user wants to stop."""
@@ -197,7 +204,7 @@ def load_solver(options: Options) -> Solver:
     if not names:
         found: Solver = registry.load("solvers", NATIVE.get(options.solver, options.solver))
         return found
-    if options.solver in NATIVE:
+    if options.solver == "bab":
         raise QueryError(
             f"--cross-check with --solver {options.solver}, which is milpver's own search",
             needed="MILP solvers to compare",

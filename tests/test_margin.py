@@ -40,7 +40,7 @@ CLOSE = 2e-6
 
 
 def ask(network: Network, x: Any, label: int, budget: Any = None, **options: Any) -> Verdict:
-    """One question, answered."""
+    """One question, answered, by a MILP solver unless told otherwise."""
     radius, domain = options.pop("radius", 0.0), options.pop("domain", None)
     should_stop = options.pop("should_stop", None)
     found = margins(
@@ -50,7 +50,7 @@ def ask(network: Network, x: Any, label: int, budget: Any = None, **options: Any
         budget=parse_budget(budget, network),
         radius=radius,
         domain=domain,
-        options=Options(**options),
+        options=Options(**({"solver": "highs"} | options)),
         should_stop=should_stop,
     )
     return next(found)
@@ -353,7 +353,7 @@ def test_batches_are_their_members(tmp_path: Path) -> None:
     inputs = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
     labels = [predicted(network, x) for x in inputs]
     for budget in ("1,1", "0,1"):
-        options = Options(bounds="budget")
+        options = Options(bounds="budget", solver="highs")
         together = list(
             margins(
                 network,

@@ -19,7 +19,7 @@ PROMISED_FIELDS = [
 ]  # fmt: skip
 MORE_FIELDS = [
     "decide", "norm", "method", "requested_target", "adversarial", "adversarial_label", "input_sha256",
-    "message", "requested_solver", "solver_options", "mean", "std",
+    "keep", "remove", "message", "requested_solver", "solver_options", "mean", "std",
 ]  # fmt: skip
 HEADINGS = ["label", "pred", "verdict", "lower", "upper", "target", "removed", "nodes", "sec", "solver"]
 
@@ -62,7 +62,7 @@ def test_a_record_has_exactly_the_fields_that_scripts_depend_on(cli: Any, tiny: 
         assert record["budget"] == [2, 1]
         assert record["domain"] == [0.0, 1.0]
         assert record["radius"] == 0.0
-        assert record["requested_solver"] == "highs"
+        assert record["requested_solver"] == "auto"
         assert record["norm"] is record["adversarial"] is record["mean"] is None
     first = result.records[0]
     assert len(first["classes"]) == 2
@@ -288,7 +288,8 @@ def test_a_solver_that_is_missing_is_said_once_and_the_run_goes_on(
         raise SolverUnavailableError("highspy is gone", needed="highspy", fix="pip install highspy")
 
     monkeypatch.setattr(highs, "_highspy", missing)
-    result = cli("margin", *tiny.common, "--budget", "2,1", "--index", "0:6", "--records", "-")
+    asked = ("--budget", "2,1", "--index", "0:6", "--solver", "highs", "--records", "-")
+    result = cli("margin", *tiny.common, *asked)
     assert result.code == 0
     statuses = [record["status"] for record in result.records]
     assert statuses.count("unavailable") > 1
