@@ -675,9 +675,13 @@ def _tighten(
 ) -> None:
     """Bound a node's pre-activations layer by layer, where they matter, and meet them with what is known.
 
-    In the last layer those do not whose coefficients are > 0 in all rows alive: ``alpha C z`` needs none.
+    In the last layer those do not whose coefficients are > 0 in all rows alive: ``alpha C z`` needs none. But
+    where nothing is free any more all do: that leaf's bound has to be the network's value, whatever alpha is.
     """
     state, left, low, high = tree.state[slot], tree.left[slot], tree.low[slot], tree.high[slot]
+    open_ = False
+    for g in range(len(left)):
+        open_ = open_ or left[g] > 0
     best = _least(tree.upper)
     for j in range(chain.rows.shape[1]):
         work.other[j] = 0.0
@@ -697,7 +701,8 @@ def _tighten(
                 continue
             if gate >= 0 and state[gate + j] == _GONE:
                 continue
-            if t == len(chain.sizes) - 1 and work.other[j] >= 0.0 and not (ends and state[gate + j] == _FREE):
+            idle = open_ and t == len(chain.sizes) - 1 and work.other[j] >= 0.0
+            if idle and not (ends and state[gate + j] == _FREE):
                 continue
             base = chain.offsets[t] + j * stride
             row = chain.weights[base : base + stride]
