@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from milpver.closed_form import ClosedForm, Worst
 from milpver.linear import Float
-from milpver.query import Domain
+from milpver.query import Domain, forced_pairs
 from milpver.rounding import float32_error
 from milpver.run import RunContext
 from milpver.verdict import Answer, Assurance, ClassBracket, Float32Margin, Status, Verdict, judge
@@ -112,7 +112,7 @@ def _answers(
     replayed = _Found(values[0], labels, classes, masks, best, float32)
     plain = _plain(form, worst, replayed, gap)
     verdicts = _judged(form, context, worst, replayed, plain)
-    number = {layer.node: layer.number for layer in network.layers}[form.node]
+    (number, _), *_ = forced_pairs(network, [(form.node, 0)])
     below = np.minimum(worst.lower, upper)
     lists = [each.tolist() for each in (below, upper, best, classes, float32, below.min(axis=1))]
     states = np.where(upper - worst.lower <= gap, 0, 1).tolist()
@@ -120,6 +120,8 @@ def _answers(
     constant = context.constant_fields() | {
         "question": "margin",
         "budget": budget.shown,
+        "keep": forced_pairs(network, budget.kept),
+        "remove": forced_pairs(network, budget.gone),
         "radius": 0.0,
         "domain": domain,
         "status": Status.OPTIMAL,
@@ -128,7 +130,7 @@ def _answers(
         "solver": "closed-form",
         "decide": context.options.decide,
     }
-    removed: list[list[tuple[int, int]]] = [[] for _ in everyone]
+    removed: list[list[tuple[int | str, int]]] = [[] for _ in everyone]
     for i, gate in zip(*(each.tolist() for each in np.nonzero(masks)), strict=True):
         removed[i].append((number, gate))
     seconds = (time.perf_counter() - started) / len(labels)

@@ -27,7 +27,7 @@ from milpver.machine import host
 from milpver.margin import margins
 from milpver.network import Network
 from milpver.program import ProgramBuilder
-from milpver.query import Budget, Domain, Options
+from milpver.query import Budget, Domain, Options, forced_pairs
 from milpver.run import NATIVE
 from milpver.solver import Limits
 from milpver.verdict import RECORD_FIELDS, SCHEMA_VERSION, Answer, Status, Verdict
@@ -203,7 +203,9 @@ class Plan:
             "schema_version": SCHEMA_VERSION,
             "model_sha256": self.network.sha256,
             "question": self.question,
-            "budget": self.budget.per_layer if margin else None,
+            "budget": self.budget.shown if margin else None,
+            "keep": forced_pairs(self.network, self.budget.kept),
+            "remove": forced_pairs(self.network, self.budget.gone),
             "radius": self.radius if margin else None,
             "decide": options.decide if margin else None,
             "domain": self.domain,

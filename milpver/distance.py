@@ -22,15 +22,17 @@ from milpver.attack.boundary import closest_adversarials, onto_boundary
 from milpver.bounding import Bounds
 from milpver.encoder import Encoded, encode
 from milpver.errors import QueryError, SolverUnavailableError
+from milpver.graph import Gate
 from milpver.linear import Float
 from milpver.network import Network
-from milpver.query import Budget, Domain, Options, ball, check_inputs
+from milpver.query import Budget, Domain, Options, ball, check_inputs, forced_pairs, parse_budget
+from milpver.replay import without
 from milpver.run import Clock, RunContext, status_of
 from milpver.solver import Solution, Stop
 from milpver.verdict import SOLVER_TOLERANCE, Assurance, ClassBracket, Status, Verdict
 from milpver.witness import RejectedWitnessError, Witness, check_float32, evaluate
 
-__all__ = ["METHODS", "NORMS", "distances"]
+__all__ = ["METHODS", "NORMS", "distances", "pruned_network"]
 
 METHODS = ("direct", "bisect")
 NORMS = ("linf",)
@@ -108,6 +110,24 @@ def distances(
     places = indices if indices is not None else range(len(inputs))
     for x, label, index in zip(inputs, labels, places, strict=True):
         yield _Search(query, x, int(label), int(index)).verdict(int(index))
+
+
+def pruned_network(
+    network: Network, remove: str | Sequence[tuple[int | str, int]] | None
+) -> tuple[Network, tuple[tuple[int | str, int], ...]]:
+    """A network without the neurons that ``--remove`` names, and these as records show them.
+
+    Raises:
+        QueryError: neurons that the network does not have, or a whole layer.
+    """
+    budget = parse_budget(None, network, remove=remove)
+    nodes = {
+        node: gate
+        for node in {node for node, _ in budget.gone}
+        if isinstance(gate := network.graph.nodes[node], Gate)
+    }
+    removed = {node: budget.forced(node, gate.gates)[1] for node, gate in nodes.items()}
+    return without(network, removed), forced_pairs(network, budget.gone)
 
 
 class _Search:

@@ -62,7 +62,7 @@ class Encoded:
         masks = {}
         for node, gate in self.gates.items():
             used = np.flatnonzero(gate.column >= 0)
-            gone = np.zeros(len(gate.column), dtype=np.bool_)
+            gone = self.budget.forced(node, len(gate.column))[1]
             gone[used] = (x[gate.column[used]] > 0.5) == gate.removed_is_one
             masks[node] = gone
         return masks
@@ -102,6 +102,7 @@ def encode(graph: Graph, box: Box, budget: Budget, bounds: Bounds, encoding: Enc
                     fused = pair is not None and _fused_later(emission, encoding, node.source)
                     rule = pair if fused and pair is not None else encoding.rule(Gate)
                     emission.values[index] = rule(emission, index)
+    _force(emission)
     _limit_removals(emission)
     output = emission.form(len(graph.nodes) - 1)
     return Encoded(graph, budget, box, emission.builder, columns, emission.gates, output)
@@ -119,12 +120,26 @@ def _fused_later(emission: Emission, encoding: Encoding, index: int) -> bool:
     )
 
 
+def _force(emission: Emission) -> None:
+    """Fix the mask columns of gates that have to stay, and of those that are removed in every mask."""
+    for node, gate in emission.gates.items():
+        kept, gone = emission.budget.forced(node, len(gate.column))
+        for forced, removed in ((kept, False), (gone, True)):
+            columns = gate.column[forced & (gate.column >= 0)]
+            value = 1.0 if removed == gate.removed_is_one else 0.0
+            emission.builder.fix(columns, value)
+
+
 def _limit_removals(emission: Emission) -> None:
     """One row a budget group, ``sum (1 - m) + sum q <= s`` over its mask columns."""
     for group in emission.budget.groups:
         columns, signs, kept = [], [], 0
         for node in group.nodes:
             gate = emission.gates[node]
+            # a gate without a column that is removed all the same takes its place in the budget
+            kept += int(
+                np.count_nonzero(emission.budget.forced(node, len(gate.column))[1] & (gate.column < 0))
+            )
             used = gate.column[gate.column >= 0]
             columns.append(used)
             signs.append(np.full(len(used), 1.0 if gate.removed_is_one else -1.0))

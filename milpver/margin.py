@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +26,10 @@ from milpver.graph import Gate
 from milpver.linear import Float
 from milpver.network import Network
 from milpver.program import Program
-from milpver.query import Box, Budget, Domain, Options, ball, check_inputs, removed_pairs
+from milpver.query import Box, Budget, Domain, Options, ball, check_inputs, forced_pairs, removed_pairs
 from milpver.run import Clock, RunContext, status_of
 from milpver.search.bab import MaskSearch, SearchLimits, SearchResult, torch_threads
+from milpver.search.box import BoxSearch
 from milpver.search.chain import ChainSearch, Layers, chain_of, prefix_values, warm_up
 from milpver.solver import Stop
 from milpver.verdict import (
@@ -258,6 +259,8 @@ class _Search:
             elif self.query.context.native and self.box.is_point and self.query.budget.groups:
                 self.engine = "bab"
                 self.search_masks()
+            elif self.native_box() and self.search_box():
+                self.engine = "bab"
             else:
                 self.engine = self.query.context.solver.name
                 encoding = self.query.context.encoding
@@ -295,12 +298,11 @@ class _Search:
         self.conclude()
 
     def nothing_removed(self) -> dict[int, NDArray[np.bool_]]:
-        """The mask that removes nothing."""
-        nodes = [node for group in self.query.budget.groups for node in group.nodes]
+        """The mask that removes nothing beside what is removed in every mask."""
+        budget = self.query.budget
+        nodes = [node for group in budget.groups for node in group.nodes]
         gates = [(index, self.graph.nodes[index]) for index in nodes]
-        return {
-            index: np.zeros(gate.gates, dtype=np.bool_) for index, gate in gates if isinstance(gate, Gate)
-        }
+        return {index: budget.forced(index, gate.gates)[1] for index, gate in gates if isinstance(gate, Gate)}
 
     def offer(self, x: Float, removed: Mapping[int, NDArray[np.bool_]]) -> None:
         """Replay a candidate; its margins bound every class from above."""
@@ -361,6 +363,46 @@ class _Search:
         )
         with torch_threads(self.options.threads):
             self.take(search.run(self.limits()))
+
+    def native_box(self) -> bool:
+        """Whether to search the ball natively; ``auto`` leaves exact answers over masks to its backend."""
+        alone = self.options.solver == "bab" or self.options.decide or not self.query.budget.groups
+        return self.query.context.native and not self.box.is_point and alone
+
+    def search_box(self) -> bool:
+        """Search the ball, all classes at once; False where ``auto`` shall go on with its backend.
+
+        ``auto`` keeps half of the time for it.
+        """
+        rows = margin_rows((self.label,), self.graph.outputs)[0]
+        search = BoxSearch(
+            self.query.context.tensors,
+            self.query.budget,
+            self.box.lower,
+            self.box.upper,
+            [(row[None], np.zeros(1)) for row in rows],
+            self.offer_inputs,
+        )
+        spare = self.clock.remaining / 2 if self.options.solver == "auto" else 0.0
+
+        def expired() -> Stop | None:
+            return self.expired() or (Stop.TIMEOUT if self.clock.remaining <= spare else None)
+
+        with torch_threads(self.options.threads):
+            result = search.run(replace(self.limits(), expired=expired))
+        self.take(result)
+        return self.done() or spare == 0.0 or result.stop in (Stop.INTERRUPTED, Stop.MEMORY)
+
+    def offer_inputs(self, x: Float, masks: Mapping[int, NDArray[np.bool_]]) -> Float:
+        """Run candidate inputs, each with its mask, in one batch; as ``offer_masks``."""
+        x = self.box.clip(x)
+        if not masks:
+            masks = {node: np.tile(gone, (len(x), 1)) for node, gone in self.nothing_removed().items()}
+        outputs = self.graph.evaluate(x, masks)
+        found = outputs[:, self.label : self.label + 1] - np.delete(outputs, self.label, axis=1)
+        for i in np.unique(found.argmin(axis=0)[found.min(axis=0) < self.upper]):
+            self.offer(x[i], {node: mask[i] for node, mask in masks.items()})
+        return self.upper
 
     def limits(self) -> SearchLimits:
         """When a native search has to stop."""
@@ -487,6 +529,8 @@ class _Search:
             predicted=predicted,
             question="margin",
             budget=budget.shown,
+            keep=forced_pairs(network, budget.kept),
+            remove=forced_pairs(network, budget.gone),
             radius=self.query.radius,
             domain=self.query.domain,
             status=self.status,

@@ -20,14 +20,15 @@ __all__ = ["GateableLayer", "Network"]
 
 @dataclass(frozen=True, slots=True)
 class GateableLayer:
-    """A hidden fully connected layer whose neurons can be removed.
+    """A hidden fully connected layer whose neurons can be removed, or a convolution's channels.
 
     Attributes:
-        number: 1-based position among the gateable layers, in graph order.
+        number: 1-based position among the gateable layers of its kind, in graph order.
         name: the ONNX tensor that is gated (the layer's post-activation).
-        width: number of neurons.
+        width: number of neurons, or of channels.
         node: index of its Gate in the graph.
         shape: the gated tensor's shape in the ONNX file, without a batch dimension.
+        channels: whether channels are gated, along the first axis of ``shape``.
     """
 
     number: int
@@ -35,6 +36,22 @@ class GateableLayer:
     width: int
     node: int
     shape: tuple[int, ...]
+    channels: bool = False
+
+    @property
+    def label(self) -> str:
+        """What budgets call it: its number, or ``conv`` and its number."""
+        return f"conv{self.number}" if self.channels else str(self.number)
+
+    @property
+    def gates(self) -> str:
+        """What can be removed from it."""
+        return "channels" if self.channels else "neurons"
+
+    @property
+    def mask_shape(self) -> tuple[int, ...]:
+        """The shape of a mask that multiplies the gated tensor."""
+        return (self.width, *(1 for _ in self.shape[1:])) if self.channels else self.shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +67,13 @@ class Network:
         input_shape: without the batch dimension.
         batch: the file's batch dimension: a number where it is fixed, None where it is free, 0 where the
             input has none.
-        layers: the gateable layers.
+        layers: the gateable fully connected layers.
         operators: how often each ONNX operator occurs.
         parameters: number of weights in the file.
         dtype: the input's element type in the file, in which ONNX Runtime computes.
         softmax: whether a softmax at the end was dropped; questions about probabilities are then an error.
         mean, std: normalisation in front of the original file, float64 [inputs], or None.
+        conv_layers: the convolutions whose channels can be removed.
     """
 
     graph: Graph
@@ -73,6 +91,12 @@ class Network:
     softmax: bool = False
     mean: Float | None = None
     std: Float | None = None
+    conv_layers: tuple[GateableLayer, ...] = ()
+
+    @property
+    def gateable(self) -> tuple[GateableLayer, ...]:
+        """All layers from which something can be removed."""
+        return (*self.layers, *self.conv_layers)
 
     def normalised(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Network:
         """The network on raw data: ``(x - mean) / std`` becomes its prefix.
@@ -104,5 +128,6 @@ class Network:
             )
         mean_row, std_row = spread
         layers = tuple(replace(layer, node=layer.node + 1) for layer in self.layers)
+        convs = tuple(replace(layer, node=layer.node + 1) for layer in self.conv_layers)
         graph = self.graph.prefixed(1.0 / std_row, -mean_row / std_row, "normalisation")
-        return replace(self, graph=graph, layers=layers, mean=mean_row, std=std_row)
+        return replace(self, graph=graph, layers=layers, conv_layers=convs, mean=mean_row, std=std_row)

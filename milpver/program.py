@@ -103,8 +103,8 @@ class ProgramBuilder:
         """Add a block of columns with bounds, float64 [n]; returns their indices, int64 [n]."""
         count = len(lower)
         first = self._columns
-        self._lower.append(np.asarray(lower, dtype=np.float64))
-        self._upper.append(np.asarray(upper, dtype=np.float64))
+        self._lower.append(np.array(lower, dtype=np.float64))
+        self._upper.append(np.array(upper, dtype=np.float64))
         self._integer.append(np.full(count, integer))
         self._blocks.append((name, first, count))
         self._columns += count
@@ -113,6 +113,14 @@ class ProgramBuilder:
     def add_binaries(self, name: str, count: int) -> Int:
         """Add a block of 0/1 columns; returns their indices, int64 [count]."""
         return self.add_columns(name, np.zeros(count), np.ones(count), integer=True)
+
+    def fix(self, columns: Int, value: float) -> None:
+        """Make the bounds of columns that were added one value."""
+        for first, lower, upper in zip(
+            (first for _, first, _ in self._blocks), self._lower, self._upper, strict=True
+        ):
+            here = columns[(columns >= first) & (columns < first + len(lower))] - first
+            lower[here] = upper[here] = value
 
     def add_rows(
         self, terms: Sequence[tuple[Int, Float | float]], lower: Float | float, upper: Float | float

@@ -30,6 +30,7 @@ __all__ = [
     "Options",
     "ball",
     "check_inputs",
+    "forced_pairs",
     "parse_budget",
     "removed_pairs",
 ]
@@ -60,20 +61,22 @@ class Budget:
 
     Attributes:
         groups: disjoint groups, each with s >= 1.
-        per_layer: s_k of each gateable layer in order, as records show it.
+        per_layer: s_k of each gateable fully connected layer in order, the most that a mask may remove there.
         kept: gates that have to stay, as (Gate node, gate).
         gone: gates that are removed in every mask; each lies in a group and counts against its limit.
+        text: what records show in place of ``per_layer`` where that does not say it all, or "".
     """
 
     groups: tuple[BudgetGroup, ...] = ()
     per_layer: tuple[int, ...] = ()
     kept: tuple[tuple[int, int], ...] = ()
     gone: tuple[tuple[int, int], ...] = ()
+    text: str = ""
 
     @property
     def shown(self) -> tuple[int, ...] | str:
         """What records and messages call it, as ``parse_budget`` takes it."""
-        return self.per_layer
+        return self.text or self.per_layer
 
     def forced(self, node: int, gates: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Which gates of a Gate node have to stay, and which are removed for certain, bool [gates] each."""
@@ -114,26 +117,41 @@ class Budget:
         )
 
 
-def parse_budget(entries: str | Sequence[int | str] | None, network: Network) -> Budget:
-    """Read a layer-wise budget.
+def parse_budget(
+    entries: str | Sequence[int | str] | None,
+    network: Network,
+    *,
+    keep: str | Sequence[tuple[int | str, int]] | None = None,
+    remove: str | Sequence[tuple[int | str, int]] | None = None,
+) -> Budget:
+    """Read a budget.
+
+    A forced removal counts against the budget of its layer (or the total). In a layer without a budget
+    exactly what is forced is removed. What has to stay stays, with or without a budget.
 
     Args:
         entries: one entry a gateable layer, ``"2,0,10%"`` or a sequence: a number of neurons, ``0`` or ``-``
-            for none, a percentage of the layer's width (nearest integer, halves up); or ``layer=number``
-            entries, layer being the number or name of a gateable layer. None: nothing is removed.
+            for none, a percentage of the layer's width (nearest integer, halves up); or ``layer:number``
+            (``layer=number``) entries, layer being the number or name of a gateable layer, or ``conv1`` for
+            channels of a convolution; ``total:number`` for all gateable fully connected layers together.
+            None: nothing is removed.
         network: whose layers are meant.
+        keep: neurons that have to stay, ``"1:3,7,2:0"`` (layer 1's 3 and 7, layer 2's 0) or pairs.
+        remove: neurons that are removed in every mask, likewise.
 
     Raises:
         QueryError: wrong number of entries, not a number, unknown layer or one named twice, a whole layer or
-            more.
+            more; a neuron that a layer does not have, or that is to stay and to go; more forced removals than
+            the budget allows.
     """
     layers = network.layers
     parts = entries.split(",") if isinstance(entries, str) else [str(part) for part in entries or ()]
     parts = [part.strip() for part in parts]
     if entries is None or parts == [""]:
         parts = ["0"] * len(layers)
-    if any("=" in part for part in parts):
-        entries_of = [_named_entry(part, layers) for part in parts]
+    named: dict[str, str] = {}
+    if any("=" in part or ":" in part for part in parts):
+        entries_of = [_named_entry(part, network) for part in parts]
         named = dict(entries_of)
         if len(named) < len(entries_of):
             raise QueryError(
@@ -141,7 +159,13 @@ def parse_budget(entries: str | Sequence[int | str] | None, network: Network) ->
                 needed="one entry a layer",
                 fix="give each layer once, by number or by name",
             )
-        parts = [named.get(layer.number, "0") for layer in layers]
+        if "total" in named and any(layer.label in named for layer in layers):
+            raise QueryError(
+                f"budget {','.join(parts)} has a total and fully connected layers",
+                needed="a total over all fully connected layers, or an entry for each of them",
+                fix="leave out one of them",
+            )
+        parts = [named.get(layer.label, "0") for layer in layers]
     if len(parts) != len(layers):
         widths = ", ".join(f"{layer.number}: {layer.name} ({layer.width} neurons)" for layer in layers)
         raise QueryError(
@@ -150,23 +174,120 @@ def parse_budget(entries: str | Sequence[int | str] | None, network: Network) ->
             fix="give 0 for a layer that keeps all its neurons, or name layers: --budget 1=2",
         )
     counts = tuple(_count(part, layer) for part, layer in zip(parts, layers, strict=True))
-    groups = tuple(
-        BudgetGroup((layer.node,), count) for layer, count in zip(layers, counts, strict=True) if count
-    )
-    return Budget(groups, counts)
+    limits = {layer.node: count for layer, count in zip(layers, counts, strict=True)}
+    shown = [f"{layer.label}:{count}" for layer, count in zip(layers, counts, strict=True) if count]
+    total = _total(named["total"], layers) if "total" in named else 0
+    if total:
+        counts = tuple(min(total, layer.width) for layer in layers)
+        shown = [f"total:{total}"]
+    channels = {layer: _count(named.get(layer.label, "0"), layer) for layer in network.conv_layers}
+    limits |= {layer.node: count for layer, count in channels.items()}
+    removed = [f"{layer.label}:{count}" for layer, count in channels.items() if count]
+    text = ",".join([*shown, *removed]) if total or removed else ""
+    kept, gone = _forced_gates("keep", keep, network), _forced_gates("remove", remove, network)
+    groups: list[BudgetGroup] = []
+    if total:
+        groups.append(BudgetGroup(tuple(layer.node for layer in layers), total))
+    for layer in (*layers, *network.conv_layers):
+        count, forced = limits[layer.node], sum(node == layer.node for node, _ in gone)
+        if forced >= layer.width:
+            raise QueryError(
+                f"--remove takes all {layer.width} {layer.gates} of layer {layer.label}",
+                needed=f"at most {layer.width - 1}: a layer cannot be removed whole",
+                fix="remove fewer",
+            )
+        if count or (forced and not (total and layer in layers)):
+            groups.append(BudgetGroup((layer.node,), count or forced))
+    budget = Budget(tuple(groups), counts, tuple(sorted(kept)), tuple(sorted(gone)), text)
+    _refuse_contradictions(budget, network)
+    return budget
 
 
-def _named_entry(part: str, layers: Sequence[GateableLayer]) -> tuple[int, str]:
-    """One ``layer=number`` entry: the layer's number, and the text after the sign."""
-    name, sign, value = part.rpartition("=")
-    for layer in layers:
-        if sign and name in (str(layer.number), layer.name):
-            return layer.number, value
-    known = ", ".join(f"{layer.number} or {layer.name}" for layer in layers)
+def _refuse_contradictions(budget: Budget, network: Network) -> None:
+    """Refuse neurons that are to stay and to go, and more forced removals than a budget allows."""
+    if both := sorted(set(budget.kept) & set(budget.gone)):
+        layer = next(layer for layer in network.gateable if layer.node == both[0][0])
+        raise QueryError(
+            f"--keep and --remove both name {layer.label}:{both[0][1]}",
+            needed="a neuron that stays, or one that goes",
+            fix="leave it out of one of them",
+        )
+    for group in budget.groups:
+        forced = sum(node in group.nodes for node, _ in budget.gone)
+        if forced > group.removable:
+            labels = ", ".join(layer.label for layer in network.gateable if layer.node in group.nodes)
+            raise QueryError(
+                f"--remove takes {forced} from layer {labels}, whose budget is {group.removable}",
+                needed="forced removals within the budget, against which they count",
+                fix="raise the budget, or remove fewer",
+            )
+
+
+def _forced_gates(
+    option: str, entries: str | Sequence[tuple[int | str, int]] | None, network: Network
+) -> set[tuple[int, int]]:
+    """What ``--keep`` or ``--remove`` names, as (Gate node, gate) pairs."""
+    found: set[tuple[int, int]] = set()
+    for label, text in _pairs(option, entries):
+        layer = next((each for each in network.gateable if label in (each.label, each.name)), None)
+        known = ", ".join(f"{each.label} ({each.width} {each.gates})" for each in network.gateable)
+        if layer is None:
+            raise QueryError(
+                f"--{option} names layer {label!r}",
+                needed=f"one of: {known or 'this network has no gateable layer'}",
+                fix=f"see `milpver info MODEL`; write e.g. --{option} 1:3,7",
+            )
+        if not (text.isdecimal() and text.isascii() and int(text) < layer.width):
+            raise QueryError(
+                f"--{option} names {text!r} in layer {layer.label}",
+                needed=f"a number from 0 to {layer.width - 1}",
+                fix=f"write e.g. --{option} {layer.label}:0",
+            )
+        found.add((layer.node, int(text)))
+    return found
+
+
+def _pairs(option: str, entries: str | Sequence[tuple[int | str, int]] | None) -> list[tuple[str, str]]:
+    """``1:3,7,2:0`` as (layer, neuron) texts."""
+    if not isinstance(entries, str):
+        return [(str(layer), str(neuron)) for layer, neuron in entries or ()]
+    found: list[tuple[str, str]] = []
+    layer = ""
+    for part in entries.replace(" ", ",").split(","):
+        if not part:
+            continue
+        before, sign, neuron = part.rpartition(":")
+        layer = before if sign else layer
+        if not layer:
+            raise QueryError(
+                f"--{option} {entries} does not say which layer {neuron!r} is in",
+                needed="LAYER:NEURON,NEURON",
+                fix=f"write e.g. --{option} 1:3,7 (several layers: 1:3,7,2:0)",
+            )
+        found.append((layer, neuron))
+    return found
+
+
+def _total(part: str, layers: Sequence[GateableLayer]) -> int:
+    """Neurons that a total allows to remove."""
+    width = sum(layer.width for layer in layers)
+    everything = GateableLayer(0, "all fully connected layers", width, -1, (width,))
+    return _count(part, everything)
+
+
+def _named_entry(part: str, network: Network) -> tuple[str, str]:
+    """One ``layer:number`` entry: the layer's label, or ``total``, and the text after the sign."""
+    name, sign, value = part.rpartition("=" if "=" in part else ":")
+    for layer in network.gateable:
+        if sign and name in (layer.label, layer.name):
+            return layer.label, value
+    if sign and name == "total" and network.layers:
+        return name, value
+    known = ", ".join(f"{layer.label} or {layer.name}" for layer in network.gateable)
     raise QueryError(
         f"budget entry {part!r} names no gateable layer",
-        needed=f"one of: {known or 'this network has no gateable layer'}",
-        fix="see `milpver info MODEL` for numbers and names; give all entries as layer=number or none",
+        needed=f"one of: {known or 'this network has no gateable layer'}; or total",
+        fix="see `milpver info MODEL` for numbers and names; give all entries as layer:number or none",
     )
 
 
@@ -182,28 +303,34 @@ def _count(part: str, layer: GateableLayer) -> int:
             count = int(part)
     except (ValueError, ZeroDivisionError):
         raise QueryError(
-            f"budget entry {part!r} for layer {layer.number}",
+            f"budget entry {part!r} for layer {layer.label}",
             needed="a whole number, a percentage such as 10%, or - for none",
             fix="correct the entry",
         ) from None
     if not 0 <= count < layer.width:
         raise QueryError(
-            f"budget {part} of layer {layer.number} ({layer.name}) is "
-            + (f"{count} of its {layer.width} neurons" if count >= 0 else "negative"),
+            f"budget {part} of layer {layer.label} ({layer.name}) is "
+            + (f"{count} of its {layer.width} {layer.gates}" if count >= 0 else "negative"),
             needed=f"0 to {layer.width - 1}: a layer cannot be removed whole",
             fix="give a smaller budget for this layer",
         )
     return count
 
 
-def removed_pairs(network: Network, removed: Masks) -> tuple[tuple[int, int], ...]:
-    """A mask as (layer number from 1, neuron from 0) pairs, in order."""
+def removed_pairs(network: Network, removed: Masks) -> tuple[tuple[int | str, int], ...]:
+    """A mask as (layer, neuron from 0) pairs, in order; a layer is its number from 1, or ``conv1``."""
     return tuple(
-        (layer.number, int(neuron))
-        for layer in network.layers
+        (layer.number if not layer.channels else layer.label, int(neuron))
+        for layer in network.gateable
         if layer.node in removed
         for neuron in np.flatnonzero(removed[layer.node])
     )
+
+
+def forced_pairs(network: Network, gates: Sequence[tuple[int, int]]) -> tuple[tuple[int | str, int], ...]:
+    """``Budget.kept`` or ``Budget.gone`` as ``removed_pairs`` has masks."""
+    labels = {layer.node: layer.number if not layer.channels else layer.label for layer in network.gateable}
+    return tuple((labels[node], gate) for node, gate in gates)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -355,7 +482,8 @@ class Options:
     """How a question is to be answered; the same for all inputs of a run.
 
     Attributes:
-        solver, encoding, bounds: plug-in names.
+        solver, encoding, bounds: plug-in names; the solvers "bab" (the native search where it applies, else
+            highs) and "auto" (whichever is faster); encoding and bounds are those of the MILP.
         timeout: wall-clock seconds for one input with all its classes.
         gap: absolute gap at which a bracket counts as closed.
         threads: of the solver.
@@ -371,7 +499,7 @@ class Options:
         cross_check: solvers that solve every program in place of ``solver`` and have to agree; () for none.
     """
 
-    solver: str = "highs"
+    solver: str = "auto"
     encoding: str = "fused"
     bounds: str = "alpha-crown"
     timeout: float = 60.0

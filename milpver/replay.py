@@ -8,18 +8,20 @@ may lie from the exact network.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from milpver.errors import ModelError
-from milpver.graph import Masks
+from milpver.graph import Affine, Gate, Graph, Masks
+from milpver.linear import diagonal
 from milpver.network import GateableLayer, Network
 from milpver.onnx_file import DEFAULT_DOMAINS, first_line
 from milpver.rounding import float32_error
 
-__all__ = ["Replay", "float32_error", "pruned_model"]
+__all__ = ["Replay", "float32_error", "pruned_model", "without"]
 
 Float32 = NDArray[np.float32]
 
@@ -149,6 +151,40 @@ def pruned_model(network: Network, removed: Masks) -> bytes:
     _insert(model, layers, lambda layer: _fresh(f"milpver_mask_{layer.number}", taken), constant)
     content: bytes = model.SerializeToString(deterministic=True)
     return content
+
+
+def without(network: Network, removed: Masks) -> Network:
+    """The network with neurons removed for good; what is not touched stays gateable.
+
+    Its model is ``pruned_model``'s, its ``sha256`` that of the network: it is the same file, with a mask.
+
+    Args:
+        network: the network.
+        removed: Gate node -> bool [gates].
+
+    Raises:
+        ValueError: a mask belongs to no gateable layer, or has the wrong length.
+    """
+    gone = {node: mask for node, mask in removed.items() if np.any(mask)}
+    if not gone:
+        return network
+    model = pruned_model(network, gone)
+    nodes = list(network.graph.nodes)
+    for index, mask in gone.items():
+        gate = nodes[index]
+        if not isinstance(gate, Gate):
+            raise ValueError(f"node {index} is not a Gate")
+        scale = (~mask)[gate.owner].astype(np.float64)
+        nodes[index] = Affine(((gate.source, diagonal(scale)),), np.zeros(gate.size), gate.name)
+    return replace(
+        network,
+        graph=Graph(tuple(nodes)),
+        model=model,
+        layers=tuple(layer for layer in network.layers if layer.node not in gone),
+        conv_layers=tuple(layer for layer in network.conv_layers if layer.node not in gone),
+        mean=None,
+        std=None,
+    )
 
 
 def _mask_arrays(network: Network, removed: Masks, batch: int) -> dict[int, NDArray[np.bool_]]:

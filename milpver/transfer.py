@@ -29,7 +29,16 @@ from milpver.linear import Float
 from milpver.network import Network
 from milpver.onnx_import import load_network
 from milpver.program import Program
-from milpver.query import Budget, Domain, Options, ball, check_inputs, parse_budget, removed_pairs
+from milpver.query import (
+    Budget,
+    Domain,
+    Options,
+    ball,
+    check_inputs,
+    forced_pairs,
+    parse_budget,
+    removed_pairs,
+)
 from milpver.replay import Replay
 from milpver.solution_file import read_solution
 from milpver.witness import RejectedWitnessError, check_float32, evaluate
@@ -86,7 +95,7 @@ class Checked:
     target: int
     margin: float
     margin_float32: float
-    removed: tuple[tuple[int, int], ...]
+    removed: tuple[tuple[int | str, int], ...]
     problems: tuple[str, ...]
 
 
@@ -162,7 +171,9 @@ def export_query(
         "index": index,
         "label": label,
         "target": targets[k],
-        "budget": list(budget.per_layer),
+        "budget": budget.shown,
+        "keep": forced_pairs(network, budget.kept),
+        "remove": forced_pairs(network, budget.gone),
         "radius": radius,
         "domain": None if domain is None else [np.asarray(limit).tolist() for limit in domain],
         "encoding": options.encoding,
@@ -223,7 +234,7 @@ def import_solution(path: Path, solution: Path, model: Path | None = None) -> Ch
     x = np.array(meaning["x"], dtype=np.float32).astype(np.float64)
     domain = None if meaning["domain"] is None else _domain(meaning["domain"])
     box = ball(x, float(meaning["radius"]), domain)
-    budget = parse_budget([int(count) for count in meaning["budget"]], network)
+    budget = parse_budget(meaning["budget"], network, keep=meaning.get("keep"), remove=meaning.get("remove"))
     label, target = int(meaning["label"]), int(meaning["target"])
     if meaning["input_columns"] is not None:
         x = box.clip(np.array([values[name] for name in meaning["input_columns"]]))

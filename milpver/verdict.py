@@ -105,7 +105,8 @@ class Verdict:
         status, verdict, assurance: see the enumerations; a distance has no verdict.
         lower, upper: the bracket of the margin (or distance); None where nothing is known.
         target: competing class of the witness that gives ``upper``.
-        removed: the witness's mask as (layer from 1, neuron from 0) pairs; None without a witness.
+        removed: the witness's mask as (layer from 1 or ``conv1``, neuron or channel from 0) pairs; None
+            without a witness.
         nodes: branch-and-bound nodes, all classes.
         seconds: wall-clock time, all classes.
         solver: the backend, or ``closed-form``, ``bounds`` or ``deviation`` where no search ran.
@@ -114,6 +115,7 @@ class Verdict:
         witness_margin_float32: the same by ONNX Runtime in float32 on the original file.
         classes: a bracket for each competing class.
         norm, method, requested_target: distance only: ``linf``, ``direct`` or ``bisect``, ``--target``.
+        keep, remove: what had to stay and what was removed in every mask, as ``removed`` has it.
         adversarial: distance only: the closest adversarial input found, flattened.
         adversarial_label: distance only: its class.
         message: one line on what went wrong, or "".
@@ -139,7 +141,7 @@ class Verdict:
     lower: float | None
     upper: float | None
     target: int | None
-    removed: tuple[tuple[int, int], ...] | None
+    removed: tuple[tuple[int | str, int], ...] | None
     nodes: int
     seconds: float
     solver: str
@@ -159,6 +161,8 @@ class Verdict:
     adversarial: tuple[float, ...] | None = None
     adversarial_label: int | None = None
     input_sha256: str = ""
+    keep: tuple[tuple[int | str, int], ...] = ()
+    remove: tuple[tuple[int | str, int], ...] = ()
     message: str = ""
     witness: Float | None = None
     witness_float32: NDArray[np.float32] | None = None

@@ -6,13 +6,14 @@ No printing, no global state, no signal handlers; the command line stands on the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias, TypedDict, Unpack, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from milpver.distance import distances
+from milpver.distance import distances, pruned_network
 from milpver.errors import QueryError
 from milpver.margin import margins
 from milpver.network import Network
@@ -23,6 +24,9 @@ __all__ = ["OptionArguments", "boundary_distance", "worst_margin"]
 
 #: Labels of a batch; a single label is an int.
 Labels: TypeAlias = "Sequence[int] | NDArray[np.int64]"
+
+#: Neurons by layer: "1:3,7", or (layer, neuron) pairs.
+Forced: TypeAlias = "str | Sequence[tuple[int | str, int]] | None"
 
 
 class OptionArguments(TypedDict, total=False):
@@ -49,6 +53,8 @@ def worst_margin(
     label: int,
     *,
     budget: str | Sequence[int | str] | None = None,
+    keep: Forced = None,
+    remove: Forced = None,
     radius: float = 0.0,
     domain: Domain | None = None,
     decide: bool = False,
@@ -63,6 +69,8 @@ def worst_margin(
     label: Labels,
     *,
     budget: str | Sequence[int | str] | None = None,
+    keep: Forced = None,
+    remove: Forced = None,
     radius: float = 0.0,
     domain: Domain | None = None,
     decide: bool = False,
@@ -76,6 +84,8 @@ def worst_margin(
     label: int | Labels,
     *,
     budget: str | Sequence[int | str] | None = None,
+    keep: Forced = None,
+    remove: Forced = None,
     radius: float = 0.0,
     domain: Domain | None = None,
     decide: bool = False,
@@ -88,8 +98,11 @@ def worst_margin(
         x: one input (any shape with the network's number of entries, in its order) or, with a sequence of
             labels, a batch of them along the first axis. Taken as float32.
         label: the class asked about, one for each input.
-        budget: neurons removable a gateable layer, as ``--budget`` takes it ("2,1", [2, 1], "10%,0").
-            None: nothing is removed.
+        budget: neurons removable a gateable layer, as ``--budget`` takes it ("2,1", [2, 1], "10%,0",
+            "total:3"). None: nothing is removed.
+        keep: neurons that have to stay, as ``--keep`` takes them ("1:3,7") or (layer, neuron) pairs.
+        remove: neurons that are removed in every mask; they count against the budget of their layer, and
+            where that is 0 exactly they are removed.
         radius: of the L-inf ball, in the data's units.
         domain: (lower, upper) limits of the inputs, numbers or float64 arrays [inputs].
         decide: stop as soon as the sign of the margin is proven.
@@ -108,7 +121,7 @@ def worst_margin(
         network,
         inputs,
         labels,
-        budget=parse_budget(budget, network),
+        budget=parse_budget(budget, network, keep=keep, remove=remove),
         radius=float(radius),
         domain=domain,
         options=Options(decide=decide, **options),
@@ -126,6 +139,7 @@ def boundary_distance(
     method: str = "direct",
     norm: str = "linf",
     target: int | None = None,
+    remove: Forced = None,
     **options: Unpack[OptionArguments],
 ) -> Verdict: ...
 
@@ -140,6 +154,7 @@ def boundary_distance(
     method: str = "direct",
     norm: str = "linf",
     target: int | None = None,
+    remove: Forced = None,
     **options: Unpack[OptionArguments],
 ) -> tuple[Verdict, ...]: ...
 
@@ -153,6 +168,7 @@ def boundary_distance(
     method: str = "direct",
     norm: str = "linf",
     target: int | None = None,
+    remove: Forced = None,
     **options: Unpack[OptionArguments],
 ) -> Verdict | tuple[Verdict, ...]:
     """Find the distance from an input to the closest one of another class (or tied with one).
@@ -165,6 +181,7 @@ def boundary_distance(
         method: ``direct`` minimisation, or ``bisect`` on the radius (the papers' reference).
         norm: ``linf``.
         target: only this competing class.
+        remove: neurons that the network goes without, as for ``worst_margin``.
         options: as for ``worst_margin``.
 
     Returns:
@@ -175,8 +192,9 @@ def boundary_distance(
         PluginError: an unknown solver, encoding or bounding.
     """
     inputs, labels = _batch(network, x, label)
-    found = distances(
-        network,
+    pruned, pairs = pruned_network(network, remove)
+    answers = distances(
+        pruned,
         inputs,
         labels,
         domain=domain,
@@ -185,6 +203,7 @@ def boundary_distance(
         norm=norm,
         target=target,
     )
+    found = (replace(verdict, remove=pairs) for verdict in answers)
     return tuple(found) if np.ndim(label) else next(found)
 
 

@@ -79,7 +79,7 @@ class MaskAttack:
         budget: the admissible masks.
 
     Raises:
-        QueryError: the budget allows no removal.
+        QueryError: the budget allows no removal, or forces some.
     """
 
     def __init__(
@@ -88,6 +88,12 @@ class MaskAttack:
         if not budget.groups:
             raise QueryError(
                 "a budget of 0", needed="a budget that allows a removal", fix="pass e.g. --budget 10%,0,0"
+            )
+        if budget.kept or budget.gone:
+            raise QueryError(
+                "an attack with neurons that have to stay or go",
+                needed="a budget alone",
+                fix="leave out what is forced, or ask `milpver margin`",
             )
         self.graph = tensors.graph
         self.budget = budget

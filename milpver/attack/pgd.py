@@ -280,7 +280,8 @@ class _Run:
         if self._budget is not None and self._graph is not None:
             for group in self._budget.groups:
                 for node in group.nodes:
-                    self._removed[node] = np.zeros((count, _gate(self._graph, node).gates), dtype=np.bool_)
+                    forced = self._budget.forced(node, _gate(self._graph, node).gates)[1]
+                    self._removed[node] = np.tile(forced, (count, 1))
         # How much chance there is in the choice of masks: none in the first restarts, then more and more.
         self._noise = np.linspace(0.0, 1.5, restarts).repeat(goal.alternatives)[:, None]
 
@@ -339,9 +340,13 @@ class _Run:
             gains = gains + self._noise * self._rng.standard_normal(gains.shape) * gains.std(
                 axis=1, keepdims=True
             )
-            order = np.argsort(-gains, axis=1, kind="stable")[:, : group.removable]
+            forced = [self._budget.forced(node, gates[node].shape[1]) for node in group.nodes]
+            kept, gone = (np.concatenate(state) for state in zip(*forced, strict=True))
+            gains = np.where(kept | gone, -np.inf, gains)
+            order = np.argsort(-gains, axis=1, kind="stable")[:, : self._budget.left(group)]
             chosen = np.zeros(gains.shape, dtype=np.bool_)
             np.put_along_axis(chosen, order, np.take_along_axis(gains, order, axis=1) > 0, axis=1)
+            chosen |= gone
             start = 0
             for node in group.nodes:
                 width = gates[node].shape[1]

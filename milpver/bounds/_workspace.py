@@ -102,7 +102,7 @@ class Workspace:
         tensors: the graph on its device.
         budget: the admissible masks.
         aware: whether a row counts at most s removals, or lets every gated neuron vanish.
-        fixed: gates decided by branching, or None.
+        fixed: gates decided by branching, those that the budget forces among them; None: those alone.
         point: whether every box of the batch is a point.
         lows, highs: bounds of the nodes done so far, float64 [batch, size].
         magnitudes: for Affine nodes ``|M| max|x| + |b|``, float64 [batch, size].
@@ -167,7 +167,8 @@ class Workspace:
     def removable(self, group: BudgetGroup) -> torch.Tensor:
         """Removals left in a group, int64 [batch]."""
         if self.fixed is None:
-            return torch.full((self.batch,), group.removable, dtype=torch.int64, device=self.tensors.device)
+            left = self.budget.left(group)
+            return torch.full((self.batch,), left, dtype=torch.int64, device=self.tensors.device)
         return self.fixed.left[group.nodes[0]]
 
     def gate(self, index: int) -> Gate:
@@ -189,7 +190,9 @@ class Workspace:
         left = (self.removable(group) > 0).unsqueeze(1)
         shape = (self.batch, self.gate(index).gates)
         if self.fixed is None:
-            return left.expand(shape), torch.zeros(shape, dtype=torch.bool, device=left.device)
+            forced = self.budget.forced(index, shape[1])
+            kept, gone = (torch.as_tensor(state, device=left.device).expand(shape) for state in forced)
+            return left & ~gone & ~kept, gone
         gone, kept = self.fixed.gone[index], self.fixed.kept[index]
         return left & ~gone & ~kept, gone
 

@@ -112,7 +112,8 @@ def _read_margin(fields: Fields) -> Sequence[Variant]:
 
 def _fit_margin(raw: Mapping[str, Any], network: Network) -> dict[str, Any]:
     budget = parse_budget(raw["budget"], network)
-    return {"budget": list(budget.per_layer), "radius": float(raw["radius"])}
+    shown = budget.shown
+    return {"budget": shown if isinstance(shown, str) else list(shown), "radius": float(raw["radius"])}
 
 
 def _ask_margin(asked: Asked) -> Iterator[Verdict]:

@@ -143,7 +143,7 @@ def _identity(network: Network, budget: Budget, own: dict[str, object]) -> dict[
         "schema_version": SCHEMA_VERSION,
         "model_sha256": network.sha256,
         "question": "attack",
-        "budget": budget.per_layer,
+        "budget": budget.shown,
         **own,
     }
 
@@ -229,7 +229,7 @@ def _show(
     refuted = sum(not row["replayed"] for row in rows)
     out.write(
         f"\n{count} inputs, {int(right.sum())} classified correctly without pruning; budget "
-        f"{','.join(map(str, budget.per_layer))}\n"
+        f"{budget.text or ','.join(map(str, budget.per_layer))}\n"
         "accuracies in %: own mask, each input under the worst mask found for it, of all inputs and of "
         "those\ncorrect without pruning; one mask, the same for all inputs: mean, standard deviation and "
         "least over the\nmasks tried\n"

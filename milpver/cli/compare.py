@@ -140,6 +140,8 @@ def _plan(arguments: Namespace) -> Plan:
     if question == "distance":
         for option, given in (
             ("--budget", arguments.budget is not None),
+            ("--keep", arguments.keep is not None),
+            ("--remove", arguments.remove is not None),
             ("--radius", arguments.radius is not None),
             ("--decide", arguments.decide),
         ):
@@ -158,6 +160,9 @@ def _plan(arguments: Namespace) -> Plan:
     mine = {name: value for name, value in vars(arguments).items() if name in like and name != "bounds"}
     named = {"solver": first.solver, "encoding": first.encoding, "bounds": first.bounds}
     query = read_query(Namespace(**like | mine | named | {"solver_option": []}), decide=arguments.decide)
+    budget = Budget()
+    if question == "margin":
+        budget = parse_budget(arguments.budget, query.network, keep=arguments.keep, remove=arguments.remove)
     return Plan(
         network=query.network,
         inputs=query.inputs,
@@ -166,7 +171,7 @@ def _plan(arguments: Namespace) -> Plan:
         contenders=found,
         options=query.options,
         question=question,
-        budget=parse_budget(arguments.budget, query.network) if question == "margin" else Budget(),
+        budget=budget,
         radius=radius,
         domain=query.domain,
         repeats=repeats,
@@ -283,7 +288,9 @@ def facts_of(plan: Plan, records: Sequence[Record], arguments: Namespace) -> dic
     }
     if plan.question == "margin":
         found |= {
-            "budget": f"{arguments.budget} (neurons a layer: {', '.join(map(str, plan.budget.per_layer))})",
+            "budget": f"{arguments.budget} (neurons a layer: {', '.join(map(str, plan.budget.per_layer))})"
+            + f"; kept: {arguments.keep}" * (arguments.keep is not None)
+            + f"; removed: {arguments.remove}" * (arguments.remove is not None),
             "radius": f"{plan.radius:g}, L-inf, in the data's units",
             "decide": "yes: stopped as soon as the sign was proven" if options.decide else "no",
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from statistics import median
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from milpver.cli.question import Finding, Outcome, Query, Record, answer, read_query
 from milpver.cli.table import Column, rounded, seconds
 from milpver.cli.values import whole
-from milpver.distance import distances
+from milpver.distance import distances, pruned_network
 from milpver.verdict import Status, Verdict
 
 __all__ = ["FINDING", "ask_distances", "run"]
@@ -28,13 +29,22 @@ def run(arguments: Namespace) -> int:
         else whole("--target", arguments.target, least=0, most=_MOST_CLASSES, example="3")
     )
     query = read_query(arguments)
-    return ask_distances(query, method=arguments.method, norm=arguments.norm, target=target).code
+    return ask_distances(
+        query, method=arguments.method, norm=arguments.norm, target=target, remove=arguments.remove
+    ).code
 
 
 def ask_distances(
-    query: Query, *, method: str = "direct", norm: str = "linf", target: int | None = None
+    query: Query,
+    *,
+    method: str = "direct",
+    norm: str = "linf",
+    target: int | None = None,
+    remove: str | None = None,
 ) -> Outcome:
-    """Distances of a query's inputs, recorded and shown."""
+    """Distances of a query's inputs, recorded and shown; of the network without some neurons, if so asked."""
+    pruned, pairs = pruned_network(query.network, remove)
+    query = replace(query, network=pruned)
 
     def ask(
         inputs: NDArray[np.float32],
@@ -42,7 +52,7 @@ def ask_distances(
         indices: Sequence[int],
         should_stop: Callable[[], bool],
     ) -> Iterator[Verdict]:
-        return distances(
+        found = distances(
             query.network,
             inputs,
             labels,
@@ -54,8 +64,9 @@ def ask_distances(
             indices=indices,
             should_stop=should_stop,
         )
+        return (replace(verdict, remove=pairs) for verdict in found)
 
-    own = {"norm": norm, "method": method, "requested_target": target}
+    own = {"norm": norm, "method": method, "requested_target": target, "remove": pairs}
     return answer(query, FINDING, own, ask)
 
 

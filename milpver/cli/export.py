@@ -36,7 +36,7 @@ def run(arguments: Namespace) -> int:
         query.labels[0],
         Path(arguments.out),
         index=query.indices[0],
-        budget=parse_budget(arguments.budget, query.network),
+        budget=parse_budget(arguments.budget, query.network, keep=arguments.keep, remove=arguments.remove),
         radius=radius,
         domain=query.domain,
         target=target,

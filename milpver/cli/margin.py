@@ -14,7 +14,7 @@ from milpver.cli.question import Finding, Outcome, Query, Record, answer, read_q
 from milpver.cli.table import Column, rounded, seconds
 from milpver.cli.values import number
 from milpver.margin import margins
-from milpver.query import Budget, parse_budget
+from milpver.query import Budget, forced_pairs, parse_budget
 from milpver.verdict import Answer, Status, Verdict
 
 __all__ = ["FINDING", "ask_margins", "run"]
@@ -25,7 +25,8 @@ def run(arguments: Namespace) -> int:
     radius = number("--radius", arguments.radius, example="0.01")
     query = read_query(arguments, decide=arguments.decide)
     query = replace(query, options=replace(query.options, pre_screen=arguments.pre_screen))
-    return ask_margins(query, parse_budget(arguments.budget, query.network), radius).code
+    budget = parse_budget(arguments.budget, query.network, keep=arguments.keep, remove=arguments.remove)
+    return ask_margins(query, budget, radius).code
 
 
 def ask_margins(query: Query, budget: Budget, radius: float = 0.0) -> Outcome:
@@ -49,7 +50,13 @@ def ask_margins(query: Query, budget: Budget, radius: float = 0.0) -> Outcome:
             should_stop=should_stop,
         )
 
-    own = {"budget": budget.per_layer, "radius": radius, "decide": query.options.decide}
+    own = {
+        "budget": budget.shown,
+        "keep": forced_pairs(query.network, budget.kept),
+        "remove": forced_pairs(query.network, budget.gone),
+        "radius": radius,
+        "decide": query.options.decide,
+    }
     return answer(query, FINDING, own, ask)
 
 

@@ -42,7 +42,8 @@ done; the same command with the same --records FILE goes on from there.
 examples:
   milpver margin model.onnx --data test.npz --budget 2,1
   milpver margin model.onnx --data mnist/ --budget 10%,- --radius 0.01 --decide
-  milpver margin model.onnx --data test.csv --scale 255 --budget 2=3 --records out.jsonl"""
+  milpver margin model.onnx --data test.csv --scale 255 --budget 2=3 --records out.jsonl
+  milpver margin model.onnx --data test.npz --budget total:3 --keep 1:3,7 --remove 2:0"""
 
 DISTANCE_EXAMPLES = """\
 The distance is that of the closest input, in the data's units, at which another
@@ -290,14 +291,27 @@ def _info(parser: argparse.ArgumentParser) -> None:
     _json(parser)
 
 
+def _forced(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--keep", metavar="LIST", help="neurons that have to stay: 1:3,7 (layer 1's 3 and 7), 1:3,2:0"
+    )
+    parser.add_argument(
+        "--remove",
+        metavar="LIST",
+        help="neurons that are removed in every mask, likewise; they count against the budget of their layer",
+    )
+
+
 def _margin(parser: argparse.ArgumentParser) -> None:
     _model_and_data(parser)
     parser.add_argument(
         "--budget",
         required=True,
         metavar="LIST",
-        help="neurons that may be removed, an entry a gateable layer: 2,1 or 10%%,- or 2=3 (milpver info)",
+        help="neurons that may be removed, an entry a gateable layer: 2,1 or 10%%,-; or named: 2:3, conv1:2 "
+        "(channels), total:4 (milpver info)",
     )
+    _forced(parser)
     parser.add_argument(
         "--radius", default="0", metavar="R", help="L-inf ball around each input, in the data's units (0)"
     )
@@ -322,6 +336,9 @@ def _distance(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target", metavar="K", help="the distance to this class only (the closest of all classes)"
     )
+    parser.add_argument(
+        "--remove", metavar="LIST", help="neurons that are removed: 1:3,7 (layer 1's 3 and 7), 1:3,2:0 (none)"
+    )
     _common(parser)
 
 
@@ -333,8 +350,9 @@ def _compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budget",
         metavar="LIST",
-        help="margin: neurons that may be removed, an entry a gateable layer: 2,1 or 10%%,- or 2=3",
+        help="margin: neurons that may be removed, see milpver margin",
     )
+    _forced(parser)
     parser.add_argument("--radius", metavar="R", help="margin: L-inf ball, in the data's units (0)")
     parser.add_argument(
         "--decide", action="store_true", help="margin: stop as soon as the sign of the margin is proven"
@@ -441,6 +459,7 @@ def _export(parser: argparse.ArgumentParser) -> None:
     _model_and_data(parser)
     parser.add_argument("out", metavar="OUT", help="file to write: .mps (free format) or .lp")
     parser.add_argument("--budget", required=True, metavar="LIST", help="see milpver margin")
+    _forced(parser)
     parser.add_argument("--radius", default="0", metavar="R", help="see milpver margin (0)")
     parser.add_argument(
         "--target", metavar="K", help="the competing class (the one with the smallest lower bound)"
@@ -463,7 +482,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
     _data(parser)
     search = parser.add_argument_group("search")
     search.add_argument(
-        "--solver", default="highs", metavar="NAME", help="MILP solver, see milpver solvers (highs)"
+        "--solver", default="auto", metavar="NAME", help="auto, bab or a backend: milpver solvers (auto)"
     )
     search.add_argument(
         "--solver-option",
@@ -513,6 +532,7 @@ def _verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budget", metavar="LIST", help="the property has to hold under all masks: see milpver margin (none)"
     )
+    _forced(parser)
     parser.add_argument("--result", metavar="FILE", help="write the answer to FILE as well")
     batch = parser.add_argument_group("batch")
     batch.add_argument(

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, TypeAlias
 
 from milpver.cli.interrupts import Interrupts
 from milpver.cli.values import memory_size, number, whole
@@ -74,6 +74,10 @@ def run(arguments: Namespace) -> int:
     return _INTERRUPTED if stopped else _DONE
 
 
+#: What ``--budget``, ``--keep`` and ``--remove`` say; None where they are not given.
+Masks: TypeAlias = tuple[str | None, str | None, str | None]
+
+
 @dataclass(frozen=True, slots=True)
 class _Files:
     """What an instance is made of.
@@ -81,13 +85,13 @@ class _Files:
     Attributes:
         model, query: the files.
         name: of the network in the query, "" where none is given.
-        budget: masks, as the command line has them, or None.
+        budget: masks, as the command line has them.
     """
 
     model: Path
     query: Path
     name: str
-    budget: str | None
+    budget: Masks
 
 
 def _files(arguments: Namespace) -> _Files:
@@ -101,7 +105,7 @@ def _files(arguments: Namespace) -> _Files:
                 fix="milpver verify MODEL.onnx PROPERTY.vnnlib, or verify QUERY --network NAME=MODEL.onnx",
             )
         name, model = _named(files[0])
-        return _Files(Path(model), Path(files[1]), name, arguments.budget)
+        return _Files(Path(model), Path(files[1]), name, _masks(arguments))
     if len(files) != 1 or len(networks) != 1:
         raise QueryError(
             f"{len(files)} files and {len(networks)} --network",
@@ -115,7 +119,7 @@ def _files(arguments: Namespace) -> _Files:
             needed="NAME=FILE",
             fix="give the network's name in the query, then its file",
         )
-    return _Files(Path(path), Path(files[0]), name, arguments.budget)
+    return _Files(Path(path), Path(files[0]), name, _masks(arguments))
 
 
 def _named(text: str) -> tuple[str, str]:
@@ -129,6 +133,10 @@ def _named(text: str) -> tuple[str, str]:
             f"the networks {text[:80]}", needed="one (name, file) pair", fix="ask about one network"
         ) from error
     return str(name), str(path)
+
+
+def _masks(arguments: Namespace) -> Masks:
+    return arguments.budget, arguments.keep, arguments.remove
 
 
 def _instance(files: _Files, options: Options, spent: float, interrupts: Interrupts) -> str:
@@ -159,7 +167,8 @@ def _answered(
     network = load_network(files.model)
     from milpver.counterexample import verify_property  # noqa: PLC0415  as above
 
-    masks = parse_budget(files.budget, network)
+    entries, keep, remove = files.budget
+    masks = parse_budget(entries, network, keep=keep, remove=remove)
     answer = verify_property(
         network,
         prop,
@@ -241,7 +250,7 @@ class _Instance:
         """What says that two lines are the same instance."""
         return self.onnx, self.vnnlib, self.timeout
 
-    def files(self, folder: Path, budget: str | None) -> _Files:
+    def files(self, folder: Path, budget: Masks) -> _Files:
         """Its files; version 2.0 lists pairs of a network's name and file."""
         name, text = _named(self.onnx)
         return _Files(folder / text, folder / self.vnnlib, name, budget)
@@ -301,7 +310,7 @@ def _safely(
     try:
         limit = number("timeout", instance.timeout, above=0.0, example="60")
         prop, answer, notes = _answered(
-            instance.files(folder, arguments.budget), replace(options, timeout=limit), 0.0, interrupts
+            instance.files(folder, _masks(arguments)), replace(options, timeout=limit), 0.0, interrupts
         )
     except MilpverError as error:
         return "error", time.perf_counter() - began, str(error), ""

@@ -129,6 +129,11 @@ class MaskSearch:
             [g for g, size in zip(self._groups, sizes, strict=True) for _ in range(size)],
             device=tensors.device,
         )
+        forced = [budget.forced(node, size) for node, size in zip(self._gate_nodes, sizes, strict=True)]
+        self._kept, self._gone = (
+            torch.as_tensor(np.concatenate(state), device=tensors.device).unsqueeze(0)
+            for state in zip(*forced, strict=True)
+        )
 
     def run(self, limits: SearchLimits) -> SearchResult:
         """Search until every row is closed, the sign is proven, or the limits say stop."""
@@ -182,14 +187,13 @@ class MaskSearch:
 
     def _root(self) -> _Nodes:
         device = self._tensors.device
-        gates, rows = self._starts[-1], len(self._rows)
-        nothing = torch.zeros(1, gates, dtype=torch.bool, device=device)
-        left = torch.tensor([[group.removable for group in self._budget.groups]], device=device)
+        rows = len(self._rows)
+        left = torch.tensor([[self._budget.left(group) for group in self._budget.groups]], device=device)
         empty = torch.zeros(1, 0, dtype=torch.float64, device=device)
         root = _Nodes(
             torch.full((1, rows), -torch.inf, dtype=torch.float64, device=device),
-            nothing,
-            nothing.clone(),
+            self._gone.clone(),
+            self._kept.clone(),
             left,
             empty,
             empty.unsqueeze(1).expand(1, rows, 0),
@@ -396,10 +400,11 @@ class MaskSearch:
         gradient at the last round's mask says is best.
         """
         rows = self._rows.unsqueeze(1)
-        count, gates = len(rows), self._starts[-1]
+        count = len(rows)
         x = self._x.expand(count, -1)
-        masks = torch.zeros(count, gates, dtype=torch.bool, device=rows.device)
-        budgets = [group.removable for group in self._budget.groups]
+        start = self._gone.repeat(count, 1)
+        masks = start
+        budgets = [self._budget.left(group) for group in self._budget.groups]
         none = torch.zeros(count, len(budgets), dtype=torch.int64, device=rows.device)
         left = torch.tensor(budgets, device=rows.device).expand(count, -1)
         found = [masks]
@@ -415,7 +420,8 @@ class MaskSearch:
                 values = workspace.lows[gate.source].unsqueeze(1)
                 share = torch.zeros_like(values) if c is None else c * values
                 shares.append(per_gate(share, gate).squeeze(1))
-            masks = self._worst_masks(torch.zeros_like(masks), left, torch.cat(shares, dim=1))
+            free = torch.cat(shares, dim=1).masked_fill(self._kept | self._gone, -torch.inf)
+            masks = self._worst_masks(start, left, free)
             found.append(masks)
         self._offer_masks(torch.cat(found))
 

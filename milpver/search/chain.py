@@ -298,10 +298,25 @@ class ChainSearch:
             upper=np.full(rows, np.inf),
             masks=np.zeros((rows, gates), dtype=np.bool_),
         )
-        tree.left[0] = chain.removable
+        tree.left[0] = [self._budget.left(group) for group in self._budget.groups]
+        kept, gone = self._forced()
+        tree.state[0] = np.where(gone, 2, np.where(kept, 1, 0))
         tree.low[0] = self._low
         tree.high[0] = self._high
         return tree
+
+    def _forced(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """The gates of the chain that have to stay, and that are removed in every mask."""
+        parts = []
+        for t, node in enumerate(self._layers.gates):
+            if node is not None:
+                gate = self._nodes[node]
+                if not isinstance(gate, Gate):
+                    raise TypeError(f"node {node} is not a Gate")
+                forced = self._budget.forced(node, gate.gates)
+                parts.append(tuple(state[self._used] for state in forced) if t == 0 else forced)
+        kept, gone = (np.concatenate(state) for state in zip(*parts, strict=True))
+        return kept, gone
 
     def _replay(self, tree: Tree) -> None:
         """Have the masks replayed that lowered a row's smallest margin since the last time."""
@@ -321,7 +336,7 @@ class ChainSearch:
             width = int(self._chain.sizes[t])
             part = found[:, at : at + width]
             if t == 0:
-                masks[node] = np.zeros((len(found), gate.gates), dtype=np.bool_)
+                masks[node] = np.tile(self._budget.forced(node, gate.gates)[1], (len(found), 1))
                 masks[node][:, self._used] = part
             else:
                 masks[node] = part
