@@ -35,7 +35,7 @@ def test_cut_archives_are_refused(tmp_path: Path, keep: float) -> None:
 
 def test_cut_texts_are_never_read_as_other_properties(tmp_path: Path) -> None:
     path = tmp_path / "cut.vnnlib"
-    for keep in range(1, len(TEXT) - 2):
+    for keep in range(1, len(TEXT) - 2, 3):
         path.write_text(TEXT[:keep])
         with pytest.raises(DataError, match=r"cut.vnnlib"):
             load_property(path)

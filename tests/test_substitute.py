@@ -107,7 +107,7 @@ def test_delta_of_one_layer_is_the_closest_hyperplane(tmp_path: Path) -> None:
     assert got.upper >= wanted * (1 - 1e-9)
 
 
-@pytest.mark.parametrize("seed", [0, 3, 6])
+@pytest.mark.parametrize("seed", [0, 3])
 def test_what_lemma_1_certifies_is_below_the_distance(seed: int, tmp_path: Path) -> None:
     network = random_network(tmp_path / "net.onnx", (3, 8, 6, 3), seed=seed)
     x = np.random.default_rng(seed).uniform(-1, 1, 3).astype(np.float32)

@@ -111,7 +111,7 @@ POINTS = st.lists(
 )
 
 
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(FORMULAS, POINTS)
 def test_formula_and_normal_form_say_what_was_written(formula: str, points: list[tuple[float, ...]]) -> None:
     text = FRAME.format(formula)
