@@ -86,11 +86,9 @@ class MaskBranching:
     def run(self, limits: SearchLimits) -> SearchResult:
         """Search until nothing is open, the sign is decided, or the limits say stop."""
         frontier: Frontier[_Masks] = Frontier(limits.memory)
-        nothing = torch.zeros(1, len(self.group), dtype=torch.bool, device=self.tensors.device)
         lower = torch.full((1, self.alternatives.count), -torch.inf, dtype=torch.float64)
-        root = self.bounded(
-            _Masks(lower.to(nothing.device), nothing, nothing.clone(), torch.zeros(1, dtype=torch.int64))
-        )
+        none = torch.zeros(1, dtype=torch.int64, device=self.tensors.device)
+        root = self.bounded(_Masks(lower.to(none.device), self.forced(1), self.forced(0), none))
         first: Float = root.lower[0].cpu().numpy()
         stop = self.sort(root, frontier, limits)
         while stop is None and len(frontier):
@@ -103,6 +101,11 @@ class MaskBranching:
                 stop = Stop.TARGET
         found = np.maximum(np.minimum(self.closed, frontier.smallest(self.alternatives.count)), first)
         return SearchResult(found, first, self.nodes, stop or Stop.OPTIMAL)
+
+    def forced(self, which: int) -> torch.Tensor:
+        """Gates that every mask keeps (0), or removes (1), bool [1, G]."""
+        parts = [self.budget.forced(node, size)[which] for (node, _), _, size in self.places()]
+        return torch.as_tensor(np.concatenate(parts), device=self.tensors.device).unsqueeze(0)
 
     def open(self, nodes: _Masks, limits: SearchLimits) -> _Masks:
         """The nodes that still matter; the others are accounted for."""

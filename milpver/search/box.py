@@ -125,7 +125,7 @@ class BoxSearch:
 
         nothing = search_mask(
             {
-                node: np.zeros(gate.gates, dtype=np.bool_)
+                node: self._budget.forced(node, gate.gates)[1]
                 for group in self._budget.groups
                 for node in group.nodes
                 if isinstance(gate := self._tensors.graph.nodes[node], Gate)

@@ -1,4 +1,4 @@
-"""The search over boxes answers as enumerating activation patterns does, and is honest when it stops early."""
+"""The search over boxes answers as enumerating activation patterns does, and is honest on stopping early."""
 
 from __future__ import annotations
 
@@ -290,7 +290,7 @@ def test_a_counterexample_in_a_tiny_region(way: str) -> None:
 
 @pytest.mark.parametrize("offset", [-1e-7, -1e-12, 0.0, 1e-12, 1e-7])
 def test_the_decision_boundary_from_both_sides(way: str, offset: float) -> None:
-    """The smallest value is ``offset``, met at a corner of the box alone; a tie counts as a counterexample."""
+    """The smallest value is ``offset``, met on an edge; a tie counts as a counterexample."""
     weights = np.array([[1.0, 1.0], [1.0, -1.0]])
     graph = Graph(
         (
