@@ -186,10 +186,8 @@ def _batch(
             masks = worst_masks(graph, query.budget, gated, rows)
     share = (time.perf_counter() - started) / len(inputs)
     place = {i: position for position, i in enumerate(asked)}
-    for i in range(len(x)):
-        if i in answered:
-            yield answered[i]
-            continue
+
+    def worked(i: int) -> _Search:
         search = _Search(query, boxes[i], int(labels[i]), share, int(indices[i]))
         screened = proven[i]
         if screened is not None:
@@ -200,7 +198,28 @@ def _batch(
             search.run(bounds.of(place[i]), None if masks is None else masks[place[i]])
         else:
             search.status = Status.MISCLASSIFIED
-        yield search.verdict(inputs[i], int(indices[i]), int(predicted[i]))
+        return search
+
+    # The compiled search runs on one thread: several inputs are searched side by side.
+    workers = context.options.threads if query.chain is not None else 1
+    searches = _in_order(worked, [i for i in range(len(x)) if i not in answered], workers)
+    for i in range(len(x)):
+        if i in answered:
+            yield answered[i]
+        else:
+            yield next(searches).verdict(inputs[i], int(indices[i]), int(predicted[i]))
+
+
+def _in_order(work: Callable[[int], _Search], items: Sequence[int], workers: int) -> Iterator[_Search]:
+    """The results of some work, in order, several items at a time on threads of their own."""
+    if workers == 1:
+        yield from map(work, items)
+        return
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield from pool.map(work, items)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 class _Search:

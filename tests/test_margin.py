@@ -371,6 +371,28 @@ def test_batches_are_their_members(tmp_path: Path) -> None:
             assert alone.removed == verdict.removed
 
 
+def test_threads_search_inputs_side_by_side_with_the_same_answers(tmp_path: Path) -> None:
+    network = random_network(tmp_path / "n.onnx", [3, 8, 7, 3], 2)
+    inputs = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
+    labels = [predicted(network, x) for x in inputs]
+    labels[4] = (labels[4] + 1) % 3  # misclassified
+    budget = parse_budget("2,1", network)
+    one, two = (
+        list(margins(network, inputs, labels, budget=budget, options=Options(solver="bab", threads=threads)))
+        for threads in (1, 2)
+    )
+    assert [verdict.index for verdict in two] == list(range(9))
+    assert {verdict.solver for verdict in two} == {"bab", "bounds"}
+    for first, second in zip(one, two, strict=True):
+        assert (first.lower, first.upper, first.removed, first.nodes, first.status) == (
+            second.lower,
+            second.upper,
+            second.removed,
+            second.nodes,
+            second.status,
+        )
+
+
 @pytest.mark.parametrize("radius", [-0.1, math.nan, math.inf])
 def test_a_radius_that_is_none(tmp_path: Path, radius: float) -> None:
     network, x, label, budget, _ = a_hard_query(tmp_path)
