@@ -51,6 +51,8 @@ _SMALL = 2_000_000
 _FIRST, _SECOND = (8, 30), (6, 30)
 #: The first attack on convolutions, which numpy is slow at.
 _BRIEF = (2, 10)
+#: Regions beyond which they are bounded in batches first, and how many at a time.
+_MANY, _TOGETHER = 8, 256
 #: ReLUs up to which a MILP solver gets a share of the time.
 _FEW_RELUS = 300
 #: Products that the attack in torch may cost: a few seconds on one core.
@@ -240,6 +242,8 @@ class _Question:
                 raise SolverUnavailableError(
                     found.reason, needed="an available solver", fix="see milpver solvers"
                 )
+        if len(self._cases) > _MANY:
+            self._bounds_together()
         if self._attack_first() or self.stopped():
             return
         if self._attack_again() or self.stopped():
@@ -272,6 +276,7 @@ class _Question:
             removed = removed_pairs(self.network, masks)
         elif all(self._proven(case).all() for case in self._cases):
             outcome = Outcome.UNSAT
+            self._engine = self._engine or "bounds"
             if self._violated_in_float32():
                 outcome = Outcome.UNKNOWN
                 message = "it holds in exact arithmetic, and a float32 run violates it within rounding"
@@ -316,7 +321,7 @@ class _Question:
         for case in self._cases:
             if self.stopped():
                 return False
-            if case.hopeless:
+            if case.hopeless or self._proven(case).all():
                 continue
             end = time.perf_counter() + self.remaining / 4 / len(self._cases)
             best, points = attack(
@@ -506,6 +511,39 @@ class _Question:
         case.lower = np.maximum(case.lower, result.lower)
         self._engine = "bounds" if result.nodes <= 1 and self._witness is None else "search"
 
+    def _bounds_together(self) -> None:
+        """Cheap bounds of many regions in batches: most boxes of a long list need no more."""
+        bounding = registry.load("bounds", "crown")
+        by_rows: dict[int, list[_Case]] = {}
+        for case in self._cases:
+            by_rows.setdefault(len(case.goal.limits), []).append(case)
+        for cases in by_rows.values():
+            for start in range(0, len(cases), _TOGETHER):
+                if self.stopped():
+                    return
+                part = cases[start : start + _TOGETHER]
+                found = bounding.bound(
+                    self._graph,
+                    np.stack([case.region.lower for case in part]),
+                    np.stack([case.region.upper for case in part]),
+                    self.budget,
+                    np.stack([case.goal.rows for case in part]),
+                    self.options.device,
+                    hurry=self.stopped,
+                )
+                for case, lower in zip(part, found.rows_lower, strict=True):
+                    self._take(case, lower)
+
+    def _take(self, case: _Case, lower: Float) -> None:
+        """Take over proven lower bounds of a region's rows, float64 [rows]."""
+        goal = case.goal
+        rows = np.nextafter(lower - goal.limits, -np.inf)
+        found = np.maximum.reduceat(rows, np.searchsorted(goal.owner, np.arange(goal.alternatives)))
+        if np.any(found > case.best):
+            self._message = "a bound is refuted by a point: please report it"
+        else:
+            case.lower = np.maximum(case.lower, found)
+
     def _bounds(self, case: _Case, end: float) -> Bounds:
         """Bounds of every node and of all rows."""
         region, goal = case.region, case.goal
@@ -519,13 +557,7 @@ class _Question:
             self.options.device,
             hurry=partial(self._over, (time.perf_counter() + end) / 2),
         )
-        rows = np.nextafter(bounds.rows_lower[0] - goal.limits, -np.inf)
-        first = np.searchsorted(goal.owner, np.arange(goal.alternatives))
-        found = np.maximum.reduceat(rows, first)
-        if np.any(found > case.best):
-            self._message = "a bound is refuted by a point: please report it"
-        else:
-            case.lower = np.maximum(case.lower, found)
+        self._take(case, bounds.rows_lower[0])
         return bounds
 
     def _solve(self, case: _Case, bounds: Bounds, solver: Solver, end: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -109,6 +110,23 @@ def test_conjunctions_and_disjunctions_against_a_grid(tmp_path: Path) -> None:
             # A finer set than the grid may hold a counterexample where the grid has none.
             assert outcome is Outcome.SAT if met.any() else outcome in (Outcome.UNSAT, Outcome.SAT)
     assert outcomes == {Outcome.SAT, Outcome.UNSAT}
+
+
+def test_hundreds_of_boxes(tmp_path: Path) -> None:
+    network = random_network(tmp_path / "net.onnx", (1, 6, 5, 1), seed=2)
+    ends = np.linspace(-1, 1, 401)
+    y = network.graph.evaluate(np.linspace(-1, 1, 40001)[:, None])[:, 0]
+
+    def asked(limit: float) -> Property:
+        boxes = " ".join(
+            f"(and (>= X_0 {low:.6f}) (<= X_0 {high:.6f}) (>= Y_0 {limit:.6f}))"
+            for low, high in itertools.pairwise(ends)
+        )
+        text = f"(declare-const X_0 Real)(declare-const Y_0 Real)(assert (or {boxes}))"
+        return PROPERTY_FORMAT.read(text, Path("made.vnnlib"))
+
+    assert decide(network, asked(y.max() + 1e-3)).outcome is Outcome.UNSAT
+    assert decide(network, asked(y.max() - 1e-3)).outcome is Outcome.SAT
 
 
 @pytest.mark.parametrize("seed", range(4))
