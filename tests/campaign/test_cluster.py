@@ -57,7 +57,7 @@ if __name__ == "__main__":
 def test_a_lost_worker_loses_nothing(field: Field, tmp_path: Path) -> None:
     spec = field.spec(
         '[data]\npath = "data.npz"\nindex = "0:60"\n'
-        '[[question]]\nkind = "margin"\nbudgets = ["2,1"]\nsolvers = ["bab"]\n'
+        '[[question]]\nkind = "margin"\nbudgets = ["2,1"]\nsolvers = ["highs"]\n'
     )
     script = tmp_path / "cluster.py"
     script.write_text(CODE, encoding="utf-8")
@@ -68,7 +68,7 @@ def test_a_lost_worker_loses_nothing(field: Field, tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         cwd=root,
-        timeout=180,
+        timeout=400,
     )
     assert done.returncode == 0, done.stderr
     answered, left, killed, warnings = json.loads(done.stdout.splitlines()[-1])
