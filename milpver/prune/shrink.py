@@ -70,6 +70,14 @@ def shrink(network: Network, removed: Masks, inputs: NDArray[np.float32] | None 
     """
     import onnx  # noqa: PLC0415  only where a network is written
 
+    cut = {layer.node for layer in network.layers}
+    if other := [node for node, gone in removed.items() if node not in cut and np.any(gone)]:
+        names = [layer.label for layer in network.gateable if layer.node in other] or other
+        raise ModelError(
+            f"{network.path}: a mask for {', '.join(str(name) for name in names)}",
+            needed="neurons of fully connected layers, the only ones that are cut out",
+            fix="leave channels out of --budget; milpver margin --save-witness writes masked networks",
+        )
     model = onnx.ModelProto.FromString(network.model)
     cutter = _Cutter(network, model)
     before = cutter.parameters()
