@@ -58,7 +58,7 @@ path = "$model"
 
 [[data]]
 path = "$data"     # .npz, .csv (label first), or a folder of idx files as MNIST ships them
-index = "0:50"                  # which inputs: "5", "1,4,9", "0:100"; all of them unless said otherwise
+index = "0:20"                  # which inputs: "5", "1,4,9", "0:100"; all of them unless said otherwise
 # domain = [0.0, 1.0]           # range of every input element
 # keys = ["x", "y"]             # arrays of an .npz file
 # split = "test"                # of an idx folder: test or train
@@ -78,7 +78,7 @@ solvers = ["auto"]              # every combination of solvers, encodings and bo
 
 [[question]]                    # distances to the decision boundary
 kind = "distance"
-timeout = 10.0
+timeout = 5.0
 """
 
 #: The largest numbers that make sense; seeds are those that every solver takes.
