@@ -119,19 +119,8 @@ def test_whole_layers_are_refused(tmp_path: Path) -> None:
         shrink(network, {network.layers[0].node: np.ones(6, dtype=np.bool_)})
 
 
-def test_channels_are_refused(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    nodes = [
-        helper.make_node("Conv", ["input", "k"], ["c"], kernel_shape=[2, 2]),
-        helper.make_node("Relu", ["c"], ["cr"]),
-        helper.make_node("Flatten", ["cr"], ["f"], axis=1),
-        helper.make_node("Gemm", ["f", "w1"], ["z1"], transB=1),
-        helper.make_node("Relu", ["z1"], ["h1"]),
-        helper.make_node("Gemm", ["h1", "w2"], ["output"], transB=1),
-    ]
-    shapes = {"k": (2, 1, 2, 2), "w1": (4, 8), "w2": (3, 4)}
-    tensors = {name: rng.normal(size=shape) for name, shape in shapes.items()}
-    network = saved(tmp_path / "net.onnx", nodes, tensors, (1, 3, 3), 3)
-    (layer,) = network.conv_layers
-    with pytest.raises(ModelError, match="conv1"):
-        shrink(network, {layer.node: np.array([True, False])})
+def test_masks_elsewhere_are_refused(tmp_path: Path) -> None:
+    """Channels, for instance: only fully connected layers are cut."""
+    network = random_network(tmp_path / "net.onnx", (4, 6, 5, 3), 1)
+    with pytest.raises(ModelError, match="a mask for 0"):
+        shrink(network, {0: np.array([True, False])})
