@@ -19,6 +19,7 @@ import pytest
 from milpver.campaign import owners
 from milpver.campaign.runner import parse_retry, run_plan
 from milpver.campaign.store import Store
+from milpver.campaign.workers import LocalPool
 from milpver.errors import QueryError
 from milpver.verdict import Status
 
@@ -293,3 +294,10 @@ def test_workers_leave_nothing_behind(field: Field) -> None:
     field.run(field.plan(workers=2))
     assert len(list(files.iterdir())) <= before
     assert children(os.getpid()) == []
+
+
+def test_workers_keep_to_their_threads() -> None:
+    """Linear algebra would take all cores in every worker, and most of the time wait for itself."""
+    environment = LocalPool(2, {}, None, threads=3)._environment
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        assert environment[name] == "3"
