@@ -40,7 +40,7 @@ _MOST_ENTRIES = 1 << 26
 #: Ascent steps at the root, on the bounds of neurons and on the rows.
 _NEURON_STEPS, _ROW_STEPS = 8, 20
 #: Nodes between two looks at the clock; doubled and halved towards _SLICE seconds.
-_QUOTA, _SLICE = 64, 0.05
+_QUOTA, _SLICE = 4, 0.05
 #: Entries that a compiled loop takes at once: rows of weights are filled up to a multiple of it.
 _VECTOR = 32
 #: Slots of the tree to begin with.
