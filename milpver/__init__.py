@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from milpver.property_file import load_property as load_property
     from milpver.verdict import Verdict as Verdict
     from milpver.verify import boundary_distance as boundary_distance
+    from milpver.verify import pruning_distance as pruning_distance
     from milpver.verify import worst_margin as worst_margin
 
 __version__ = "0.1.0"
@@ -29,6 +30,7 @@ __all__ = [
     "boundary_distance",
     "load",
     "load_property",
+    "pruning_distance",
     "verify_property",
     "worst_margin",
 ]
@@ -40,6 +42,7 @@ _HOMES = {
     "boundary_distance": ("milpver.verify", "boundary_distance"),
     "load": ("milpver.onnx_import", "load_network"),
     "load_property": ("milpver.property_file", "load_property"),
+    "pruning_distance": ("milpver.verify", "pruning_distance"),
     "verify_property": ("milpver.counterexample", "verify_property"),
     "worst_margin": ("milpver.verify", "worst_margin"),
 }

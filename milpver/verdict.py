@@ -25,6 +25,7 @@ __all__ = [
     "Assurance",
     "ClassBracket",
     "Float32Margin",
+    "LayerBracket",
     "Status",
     "Verdict",
     "judge",
@@ -89,6 +90,24 @@ class ClassBracket:
     status: Status
 
 
+@dataclass(frozen=True, slots=True)
+class LayerBracket:
+    """How many neurons of a layer have to go before the prediction changes.
+
+    Attributes:
+        layer: its number, ``conv1``, or ``total``.
+        lower, upper: the bracket; upper None where no removal is known.
+        status: why work on it ended; ``infeasible`` where no removal changes the prediction.
+        removed: the mask that gives ``upper``, as in ``Verdict.removed``.
+    """
+
+    layer: int | str
+    lower: int
+    upper: int | None
+    status: Status
+    removed: tuple[tuple[int | str, int], ...] | None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Verdict:
     """The answer to one question on one input; the fields of a record, and the witness itself.
@@ -98,7 +117,7 @@ class Verdict:
         model_sha256: of the network's file.
         index: position of the input in its data file (0 for a single input).
         label, predicted: the class asked about, and the class predicted in float64 without removals.
-        question: ``margin`` or ``distance``.
+        question: ``margin``, ``distance`` or ``pruning-distance`` (whose bracket is one of integers).
         budget: neurons removable a gateable layer, or what says more (``total:3``); None for a distance.
         radius: of the L-inf ball, in the data's units; None for a distance.
         domain: [lo, hi] limits of the inputs, or None.
@@ -116,6 +135,8 @@ class Verdict:
         classes: a bracket for each competing class.
         norm, method, requested_target: distance only: ``linf``, ``direct`` or ``bisect``, ``--target``.
         keep, remove: what had to stay and what was removed in every mask, as ``removed`` has it.
+        requested_layers, total, layers: pruning distance only: ``--layers``, ``--total``, the bracket of each
+            layer (or of all together).
         adversarial: distance only: the closest adversarial input found, flattened.
         adversarial_label: distance only: its class.
         message: one line on what went wrong, or "".
@@ -163,6 +184,9 @@ class Verdict:
     input_sha256: str = ""
     keep: tuple[tuple[int | str, int], ...] = ()
     remove: tuple[tuple[int | str, int], ...] = ()
+    requested_layers: tuple[int | str, ...] | None = None
+    total: bool | None = None
+    layers: tuple[LayerBracket, ...] = ()
     message: str = ""
     witness: Float | None = None
     witness_float32: NDArray[np.float32] | None = None
@@ -181,7 +205,7 @@ RECORD_FIELDS: tuple[str, ...] = tuple(
 
 def _plain(value: Any) -> Any:
     """A value as JSON has it; infinities and NaN become null."""
-    if isinstance(value, ClassBracket):
+    if isinstance(value, (ClassBracket, LayerBracket)):
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, StrEnum):
         return value.value

@@ -15,12 +15,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from milpver.distance import distances, pruned_network
 from milpver.errors import QueryError
+from milpver.fewest_removals import pruning_distances
 from milpver.margin import margins
 from milpver.network import Network
 from milpver.query import Domain, Options, parse_budget
 from milpver.verdict import Verdict
 
-__all__ = ["OptionArguments", "boundary_distance", "worst_margin"]
+__all__ = ["OptionArguments", "boundary_distance", "pruning_distance", "worst_margin"]
 
 #: Labels of a batch; a single label is an int.
 Labels: TypeAlias = "Sequence[int] | NDArray[np.int64]"
@@ -204,6 +205,86 @@ def boundary_distance(
         target=target,
     )
     found = (replace(verdict, remove=pairs) for verdict in answers)
+    return tuple(found) if np.ndim(label) else next(found)
+
+
+@overload
+def pruning_distance(
+    network: Network,
+    x: ArrayLike,
+    label: int,
+    *,
+    layers: str | Sequence[int | str] | None = None,
+    total: bool = False,
+    keep: Forced = None,
+    remove: Forced = None,
+    domain: Domain | None = None,
+    **options: Unpack[OptionArguments],
+) -> Verdict: ...
+
+
+@overload
+def pruning_distance(
+    network: Network,
+    x: ArrayLike,
+    label: Labels,
+    *,
+    layers: str | Sequence[int | str] | None = None,
+    total: bool = False,
+    keep: Forced = None,
+    remove: Forced = None,
+    domain: Domain | None = None,
+    **options: Unpack[OptionArguments],
+) -> tuple[Verdict, ...]: ...
+
+
+def pruning_distance(
+    network: Network,
+    x: ArrayLike,
+    label: int | Labels,
+    *,
+    layers: str | Sequence[int | str] | None = None,
+    total: bool = False,
+    keep: Forced = None,
+    remove: Forced = None,
+    domain: Domain | None = None,
+    **options: Unpack[OptionArguments],
+) -> Verdict | tuple[Verdict, ...]:
+    """Find the fewest neurons whose removal changes the prediction (a tie counts as changed).
+
+    Args:
+        network: the classifier, from ``milpver.load``.
+        x: one input or, with a sequence of labels, a batch along the first axis. Taken as float32.
+        label: the class of each input.
+        layers: the layers to remove from, "1,2" or a sequence of numbers or names; None: all gateable fully
+            connected ones.
+        total: count removals over these layers together; else each layer is asked about by itself, and the
+            distance is the smallest of theirs.
+        keep: neurons that have to stay, as for ``worst_margin``.
+        remove: neurons that are removed in every mask; they count.
+        domain: (lower, upper) limits of the inputs.
+        options: as for ``worst_margin``.
+
+    Returns:
+        A verdict, or a tuple of them for a batch: ``lower`` and ``upper`` are integers, ``removed`` is the
+        mask, ``layers`` has the bracket of each layer.
+
+    Raises:
+        QueryError: layers, neurons, a label or an option that make no sense for this network.
+        PluginError: an unknown solver, encoding or bounding.
+    """
+    inputs, labels = _batch(network, x, label)
+    found = pruning_distances(
+        network,
+        inputs,
+        labels,
+        layers=layers,
+        total=total,
+        keep=keep,
+        remove=remove,
+        domain=domain,
+        options=Options(**options),
+    )
     return tuple(found) if np.ndim(label) else next(found)
 
 

@@ -17,7 +17,7 @@ from milpver.margin import margins
 from milpver.query import Budget, forced_pairs, parse_budget
 from milpver.verdict import Answer, Status, Verdict
 
-__all__ = ["FINDING", "ask_margins", "run"]
+__all__ = ["FINDING", "ask_margins", "removed_neurons", "run"]
 
 
 def run(arguments: Namespace) -> int:
@@ -74,7 +74,7 @@ def _verdict(record: Record) -> str:
     return word if status in expected else f"{word} ({status})"
 
 
-def _removed(record: Record) -> str:
+def removed_neurons(record: Record) -> str:
     """``1:3,17 2:5``: layers from 1, neurons from 0."""
     pairs = record["removed"]
     if pairs is None:
@@ -93,7 +93,7 @@ def _row(record: Record) -> Sequence[str]:
         rounded(record["lower"], 4),
         rounded(record["upper"], 4),
         "" if record["target"] is None else str(record["target"]),
-        _removed(record),
+        removed_neurons(record),
         str(record["nodes"]),
         seconds(record["seconds"]),
         str(record["solver"]),

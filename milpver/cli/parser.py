@@ -55,6 +55,17 @@ examples:
   milpver distance model.onnx --data mnist/ --index 0:100 --records out.jsonl --quiet
   milpver distance model.onnx --data test.npz --target 3 --save-witness witnesses"""
 
+PRUNING_DISTANCE_EXAMPLES = """\
+Each layer is asked about by itself, and the distance is the smallest of theirs; with
+--total removals count over all layers together. A tie counts as changed. Ctrl-C ends
+a run and keeps what is done; the same command with the same --records FILE goes on
+from there.
+
+examples:
+  milpver pruning-distance model.onnx --data test.npz --index 0:20
+  milpver pruning-distance model.onnx --data mnist/ --layers 1,2 --total --records out.jsonl
+  milpver pruning-distance model.onnx --data test.npz --layers 2 --keep 2:3,7"""
+
 COMPARE_EXAMPLES = """\
 Every combination of solver, encoding and bounds is a contender; all get the same
 queries in turn. DIR gets results.jsonl, table.md, figures and report.html. Ctrl-C
@@ -256,6 +267,12 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     add("margin", "worst class margins over all prunings within a budget", MARGIN_EXAMPLES, _margin)
     add("distance", "distances to the decision boundary", DISTANCE_EXAMPLES, _distance)
     add(
+        "pruning-distance",
+        "the fewest neurons whose removal changes the prediction",
+        PRUNING_DISTANCE_EXAMPLES,
+        _pruning_distance,
+    )
+    add(
         "compare",
         "solvers, encodings and bounds on the same queries, with a report",
         COMPARE_EXAMPLES,
@@ -339,6 +356,18 @@ def _distance(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--remove", metavar="LIST", help="neurons that are removed: 1:3,7 (layer 1's 3 and 7), 1:3,2:0 (none)"
     )
+    _common(parser)
+
+
+def _pruning_distance(parser: argparse.ArgumentParser) -> None:
+    _model_and_data(parser)
+    parser.add_argument(
+        "--layers", metavar="LIST", help="layers to remove from: 1,2 (all fully connected ones, milpver info)"
+    )
+    parser.add_argument(
+        "--total", action="store_true", help="count removals over these layers together, not layer by layer"
+    )
+    _forced(parser)
     _common(parser)
 
 
