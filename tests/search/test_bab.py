@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from milpver.query import Budget, BudgetGroup
 from milpver.search.bab import MaskSearch, SearchLimits, SearchResult, torch_threads
 from milpver.search.chain import ChainSearch, chain_of, prefix_values
 from milpver.solver import Stop
-from tests.nets import group_masks, handmade, random_layers
+from tests.nets import exact_trace, group_masks, handmade, random_layers
 
 CPU = torch.device("cpu")
 GAP = 1e-6
@@ -401,3 +402,52 @@ def test_torch_threads_are_put_back() -> None:
     with pytest.raises(ValueError, match="inside"):
         fail()
     assert torch.get_num_threads() == before
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 10**6), st.lists(st.integers(1, 6), min_size=2, max_size=3), st.integers(1, 3))
+def test_the_chains_bounds_hold_in_exact_arithmetic(seed: int, hidden: list[int], removable: int) -> None:
+    """Root and final bounds are below the exact rational minimum, to the last bit."""
+    graph = dense_graph([3, *hidden, 3], seed, bias=seed % 2 == 0)
+    x = np.random.default_rng(seed).normal(size=3)
+    budget = layered(graph, [min(removable, n) for n in hidden])
+    task = Task(graph, budget, x, margins(3, seed % 3))
+    exact_x = [Fraction(float(v)) for v in x]
+    least = [Fraction(10**9)] * len(task.rows)
+    for mask in group_masks(graph, budget):
+        outputs = exact_trace(graph, exact_x, mask)[-1]
+        for r, row in enumerate(task.rows):
+            value = sum((Fraction(float(c)) * y for c, y in zip(row, outputs, strict=True)), Fraction(0))
+            least[r] = min(least[r], value)
+    for gap in (0.0, GAP, 1.0):
+        result = task.search(engine="chain", gap=gap)
+        for bounds in (result.root, result.lower):
+            assert all(Fraction(float(b)) <= exact for b, exact in zip(bounds, least, strict=True))
+        assert result.lower.min() >= float(min(least)) - gap - CLOSE
+
+
+def test_what_is_no_chain_is_left_to_the_other_search() -> None:
+    made = handmade(0)
+    assert chain_of(made.graph, made.budget) is None
+    assert chain_of(made.graph, Budget()) is None
+    graph = dense_graph([2, 3, 3, 2], 0, bias=True)
+    first, second = gates_of(graph)
+    assert chain_of(graph, layered(graph, [1, 1])) is not None
+    assert chain_of(graph, layered(graph, [0, 1])) is None  # nothing nonlinear behind: the closed form's
+    ends = Graph((*graph.nodes, Relu(len(graph.nodes) - 1, 2)))
+    assert chain_of(ends, layered(graph, [1, 0])) is None
+    assert (first, second) == (3, 6)
+
+
+@settings(max_examples=10)
+@given(st.integers(0, 10**6))
+def test_channels_in_front_of_a_chain_equal_enumeration(seed: int) -> None:
+    """The first gated layer may share gates: its entries are summed into one column a gate."""
+    graph = dense_graph([3, 8, 5, 3], seed, bias=True)
+    nodes = list(graph.nodes)
+    nodes[3] = Gate(2, np.arange(8) // 2, 4, "channels")
+    graph = Graph(tuple(nodes))
+    task = Task(graph, layered(graph, [2, 1]), np.random.default_rng(seed).normal(size=3), margins(3, 0))
+    assert task.engines == ["bab", "chain"]
+    task.assert_solved()
+    task.assert_decided()
