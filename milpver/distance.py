@@ -23,11 +23,13 @@ from milpver.bounding import Bounds
 from milpver.encoder import Encoded, encode
 from milpver.errors import QueryError, SolverUnavailableError
 from milpver.graph import Gate
-from milpver.linear import Float
+from milpver.linear import Float, Int
 from milpver.network import Network
 from milpver.query import Budget, Domain, Options, ball, check_inputs, forced_pairs, parse_budget
 from milpver.replay import without
 from milpver.run import Clock, RunContext, status_of
+from milpver.search.bab import SearchLimits, torch_threads
+from milpver.search.distance import search_distance
 from milpver.solver import Solution, Stop
 from milpver.verdict import SOLVER_TOLERANCE, Assurance, ClassBracket, Status, Verdict
 from milpver.witness import RejectedWitnessError, Witness, check_float32, evaluate
@@ -45,6 +47,10 @@ _RADII_WORK = 20_000
 _CERTIFY_SHARE = 0.25
 #: The widest ball that is searched where there is no domain.
 _WIDEST = 2.0**20
+#: Linearisations from a point that a native search offers.
+_WALK = 3
+#: Bytes that open nodes of a native search may take where the user sets no limit.
+DEFAULT_MEMORY = 1 << 30
 _UNMET = "the solver finished, but its bound and the replayed adversarial input do not meet"
 
 
@@ -195,7 +201,7 @@ class _Search:
         try:
             self.attack()
             self.certify()
-            if self.open_targets():
+            if self.open_targets() and not self.search_ball():
                 self.engine = self.query.context.solver.name
                 (self.minimise if self.query.method == "direct" else self.bisect)()
         except RejectedWitnessError as error:
@@ -306,6 +312,66 @@ class _Search:
             return self.best
         scale = max(1.0, float(np.abs(self.x0).max(initial=0.0)))
         return min(max(2 * float(self.lower[k]), scale / 8), self.reach)
+
+    def search_ball(self) -> bool:
+        """Search the ball of the incumbent natively; False where the backend has to (go on to) answer.
+
+        ``auto`` keeps half of the time for its backend.
+        """
+        context = self.query.context
+        if not (context.native and self.query.method == "direct" and math.isfinite(self.best)):
+            return False
+        self.engine = "bab"
+        left = np.array(self.open_targets())
+        spare = self.clock.remaining / 2 if self.options.solver == "auto" else 0.0
+
+        def expired() -> Stop | None:
+            if context.interrupted():
+                return Stop.INTERRUPTED
+            return Stop.TIMEOUT if self.clock.remaining <= spare else None
+
+        def offer(points: Float, which: Int) -> float:
+            for point, k in zip(points, left[which], strict=True):
+                self.walk(point, int(k))
+            return self.best
+
+        limits = SearchLimits(
+            gap=self.options.gap,
+            decide=False,
+            memory=self.options.memory or DEFAULT_MEMORY,
+            expired=expired,
+        )
+        with torch_threads(self.options.threads):
+            result = search_distance(
+                context.tensors,
+                ball(self.x0, self.best, self.query.domain),
+                self.best,
+                self.rows[left],
+                offer,
+                limits,
+            )
+        self.nodes += result.nodes
+        self.rounded[left] = np.maximum(self.rounded[left], result.lower)
+        for k in left:
+            self.reason[k] = status_of(result.stop)
+        if result.stop in (Stop.INTERRUPTED, Stop.MEMORY):
+            self.status = status_of(result.stop)
+            return True
+        return spare == 0.0 or not self.open_targets()
+
+    def walk(self, x: Float, target: int) -> None:
+        """Replay a point near the boundary, and where linearising from it leads."""
+        self.offer_near(x, target)
+        row = self.rows[target][None]
+        low, high = self.space.inner_lower, self.space.inner_upper
+        for _ in range(_WALK):
+            values = self.graph.trace(x[None])
+            slope = self.graph.pullback(values, row)
+            needed = row @ values[-1][0] + slope @ (self.x0 - x)
+            x = onto_boundary(self.x0, slope, needed, low, high)[0]
+            if _distance(x, self.x0) >= self.best:
+                return
+        self.offer_near(x, target)
 
     def minimise(self) -> None:
         """Solve ``min eps`` for one target after the other, in the ball of the incumbent.

@@ -31,7 +31,7 @@ from milpver.search.bab import SearchLimits
 from milpver.search.frontier import Frontier, Nodes
 from milpver.solver import Stop
 
-__all__ = ["PhaseSearch", "Root"]
+__all__ = ["PhaseSearch", "Root", "SearchNodes"]
 
 #: Steps of ascent on a child.
 _STEPS = 8
@@ -75,7 +75,7 @@ class Root:
 
 
 @dataclass(slots=True, eq=False)
-class _Phases(Nodes):
+class SearchNodes(Nodes):
     """Search nodes, a structure of arrays; U neurons are unstable at the root, R rows an alternative at most.
 
     Attributes:
@@ -124,7 +124,7 @@ class PhaseSearch:
         self.limits = limits
         self.nodes = 0
         self.closed: Float = np.full(alternatives.count, np.inf)
-        self.frontier: Frontier[_Phases] = Frontier(limits.memory)
+        self.frontier: Frontier[SearchNodes] = Frontier(limits.memory)
         self.flat = FlatCrown(root.tensors, root.workspace, root.layout)
         self.unstable = ((root.low < 0) & (root.high > 0))[0].nonzero()[:, 0]
         self.places = self._places()
@@ -170,7 +170,7 @@ class PhaseSearch:
     def decided(self) -> bool:
         return self.limits.decide and bool(self.best.min() <= 0)
 
-    def first(self) -> _Phases:
+    def first(self) -> SearchNodes:
         """One node for each alternative, at the root's multipliers."""
         count, neurons = self.alternatives.count, len(self.unstable)
         device = self.unstable.device
@@ -181,7 +181,7 @@ class PhaseSearch:
             if relu in self.root.best.alpha:
                 alpha[:, :, part] = self.root.best.alpha[relu][0][self._index][:, :, local].float()
         none = torch.full((count,), -1, dtype=torch.int64, device=device)
-        return _Phases(
+        return SearchNodes(
             lower,
             torch.arange(count, device=device),
             torch.zeros(count, neurons, dtype=torch.int8, device=device),
@@ -193,25 +193,25 @@ class PhaseSearch:
             none.clone(),
         )
 
-    def own(self, nodes: _Phases) -> torch.Tensor:
+    def own(self, nodes: SearchNodes) -> torch.Tensor:
         """Bound of each node's own alternative, float64 [nodes]."""
         return nodes.lower.gather(1, nodes.which.unsqueeze(1))[:, 0]
 
     def alive(self, lower: torch.Tensor) -> torch.Tensor:
         return alive(lower, float(self.best.min()), self.limits.gap, decide=self.limits.decide)
 
-    def open(self, nodes: _Phases) -> _Phases:
+    def open(self, nodes: SearchNodes) -> SearchNodes:
         """The nodes that still matter; the others are accounted for."""
         open_ = self.alive(self.own(nodes)) & (nodes.branch >= 0)
         account(self.closed, nodes.lower[~open_])
         return nodes.pick(open_)
 
-    def sort(self, nodes: _Phases) -> None:
+    def sort(self, nodes: SearchNodes) -> None:
         rest = self.open(nodes)
         if len(rest):
             self.frontier.push(rest)
 
-    def children(self, parents: _Phases) -> _Phases:
+    def children(self, parents: SearchNodes) -> SearchNodes:
         """Both signs of every parent's branching neuron."""
         count = len(parents)
         nodes = parents.pick(torch.arange(count, device=parents.which.device).repeat(2))
@@ -227,8 +227,9 @@ class PhaseSearch:
         """Bounds of all neurons, [nodes, neurons], from those of the unstable ones and the root's."""
         return base.repeat(len(values), 1).index_copy(1, self.unstable, values)
 
-    def space(self, low: torch.Tensor, high: torch.Tensor) -> Workspace:
-        """A full workspace for bounds of the pre-activations, float64 [nodes, neurons]."""
+    def space(self, low: torch.Tensor, high: torch.Tensor, nodes: SearchNodes) -> Workspace:
+        """A full workspace of nodes for bounds of their pre-activations, [nodes, neurons]."""
+        del nodes  # where radii are searched, each node has its own box
         root = self.root.workspace
         single = low.dtype == torch.float32
         space = Workspace(self.single if single else self.root.tensors, Budget())
@@ -276,7 +277,7 @@ class PhaseSearch:
             value = torch.nextafter(value, torch.full_like(value, -torch.inf))
         return value, arrived
 
-    def bounded(self, nodes: _Phases, steps: int) -> _Phases:
+    def bounded(self, nodes: SearchNodes, steps: int) -> SearchNodes:
         """Bound nodes, close those that no input reaches, and choose where to branch."""
         self.nodes += len(nodes)
         low, high = self.filled(nodes.low, self.root.low), self.filled(nodes.high, self.root.high)
@@ -291,46 +292,50 @@ class PhaseSearch:
             torch.where(empty.unsqueeze(1), middle, high),
         )
         nodes.low, nodes.high = low[:, self.unstable], high[:, self.unstable]
-        space = self.space(low, high)
-        alpha, mu = self.ascended(self.space(low.float(), high.float()), nodes, steps)
+        space = self.space(low, high, nodes)
+        alpha, mu = self.ascended(self.space(low.float(), high.float(), nodes), nodes, steps)
         alpha, mu = alpha.double(), mu.double()
-        with torch.no_grad():
-            value, arrived = self.evaluate(space, nodes.which, alpha, mu, rounded=True)
-        found = torch.nan_to_num(value.amax(dim=1), nan=-torch.inf).masked_fill(empty, torch.inf)
-        found = torch.maximum(self.own(nodes), found)
+        found, arrived, row = self.valued(space, nodes, alpha, mu)
+        found = torch.maximum(self.own(nodes), found.masked_fill(empty, torch.inf))
         linear = ((low >= 0) | (high <= 0)).all(dim=1) & self.alive(found)
         for k in linear.nonzero()[:, 0].tolist():
             found[k] = torch.maximum(found[k], self.leaf(nodes, k, low, high))
         nodes.lower = nodes.lower.scatter(1, nodes.which.unsqueeze(1), found.unsqueeze(1))
         nodes.alpha, nodes.mu = alpha.float(), mu.float()
-        row = value.argmax(dim=1)
         loosened = self.loosened(nodes, low, high, row) if _RECOMPUTE else None
         self.choose(nodes, arrived, row, loosened)
         return nodes
 
-    def leaf(self, nodes: _Phases, k: int, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    def valued(
+        self, space: Workspace, nodes: SearchNodes, alpha: torch.Tensor, mu: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[int, torch.Tensor], torch.Tensor]:
+        """Bounds of nodes at multipliers, float64 [nodes], rounded outward.
+
+        Returns:
+            Beside the bounds the coefficients that arrive at each Relu, and the row that gives each bound.
+        """
+        with torch.no_grad():
+            value, arrived = self.evaluate(space, nodes.which, alpha, mu, rounded=True)
+        return torch.nan_to_num(value.amax(dim=1), nan=-torch.inf), arrived, value.argmax(dim=1)
+
+    def hopeful(self, value: torch.Tensor) -> bool:
+        """Whether ascent has something left to win, by the best values so far, float64 [nodes]."""
+        return bool(self.alive(value).any())
+
+    def leaf(self, nodes: SearchNodes, k: int, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
         """Bound of a node that has no sign open, float64 [], from the duals of its linear program."""
-        low, high, which = low[k : k + 1], high[k : k + 1], nodes.which[k]
+        one = nodes.pick(torch.tensor([k], device=low.device))
+        low, high, which = low[k : k + 1], high[k : k + 1], one.which[0]
         box = self.root.workspace.lows[0][0], self.root.workspace.highs[0][0]
         last = len(self.graph.nodes) - 1
         rows, limits = self.rows[which], self.row_limits[which]
-        slopes, constants = self.flat.linear(last, rows, low, high)
-        places = (nodes.sign[k] != 0).nonzero()[:, 0]
-        signs = nodes.sign[k, places].double()
-        parts = [(slopes[:0], constants[:0])]
-        for source, (a, b) in self.root.layout.spans.items():
-            entries = self.unstable[places]
-            entries = entries[(entries >= a) & (entries < b)] - a
-            if not len(entries):
-                continue
-            unit = torch.nn.functional.one_hot(entries, b - a).to(rows.dtype)
-            parts.append(self.flat.linear(source, unit, low, high))
-        z_slopes, z_constants = (torch.cat(part) for part in zip(*parts, strict=True))
+        slopes, constants, places, signs = self.linear_leaf(one, rows, low, high)
+        count = len(rows)
         found = solve_leaf(
             box[0].cpu().numpy(),
             box[1].cpu().numpy(),
-            (slopes.cpu().numpy(), (constants - limits).cpu().numpy()),
-            ((signs.unsqueeze(1) * z_slopes).cpu().numpy(), (signs * z_constants).cpu().numpy()),
+            (slopes[:count].cpu().numpy(), (constants[:count] - limits).cpu().numpy()),
+            (slopes[count:].cpu().numpy(), constants[count:].cpu().numpy()),
         )
         if found is None:
             return torch.full_like(constants[0], -torch.inf)
@@ -339,7 +344,7 @@ class PhaseSearch:
         row = weights @ rows
         mu = torch.zeros(1, 1, nodes.sign.shape[1], dtype=rows.dtype, device=rows.device)
         mu[0, 0, places] = signs * torch.as_tensor(found.multipliers, device=rows.device)
-        space = self.space(low, high)
+        space = self.space(low, high, one)
         with torch.no_grad():
             multipliers = self.multipliers(torch.zeros_like(mu), mu)
             bound, _ = backward(space, last, row.view(1, 1, -1), multipliers, rounded=True)
@@ -350,8 +355,35 @@ class PhaseSearch:
             value - gamma(2 * len(weights) + 16) * (2 * size + value.abs()), nan=-torch.inf
         )
 
+    def linear_leaf(
+        self, one: SearchNodes, rows: torch.Tensor, low: torch.Tensor, high: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """A leaf as linear functions of the inputs.
+
+        Args:
+            one: the node.
+            rows: over the output, float64 [R, outputs].
+            low, high: its bounds of every neuron, float64 [1, neurons].
+
+        Returns:
+            Slopes and constants of the rows, then of ``sign_i z_i`` for every sign that was fixed; and which
+            of the unstable neurons these are, with their signs.
+        """
+        places = (one.sign[0] != 0).nonzero()[:, 0]
+        signs = one.sign[0, places].double()
+        parts = [self.flat.linear(len(self.graph.nodes) - 1, rows, low, high)]
+        entries = self.unstable[places]
+        for source, (a, b) in self.root.layout.spans.items():
+            own = (entries >= a) & (entries < b)
+            if bool(own.any()):
+                unit = torch.nn.functional.one_hot(entries[own] - a, b - a).to(rows.dtype)
+                slopes, constants = self.flat.linear(source, unit, low, high)
+                parts.append((signs[own].unsqueeze(1) * slopes, signs[own] * constants))
+        both = [torch.cat(part) for part in zip(*parts, strict=True)]
+        return both[0], both[1], places, signs
+
     def loosened(
-        self, nodes: _Phases, low: torch.Tensor, high: torch.Tensor, row: torch.Tensor
+        self, nodes: SearchNodes, low: torch.Tensor, high: torch.Tensor, row: torch.Tensor
     ) -> torch.Tensor:
         """What a unit at each unstable neuron does to the bounds that its node's bound depends on.
 
@@ -363,7 +395,8 @@ class PhaseSearch:
         alpha, mu = nodes.alpha[at, row].unsqueeze(1), nodes.mu[at, row].unsqueeze(1)
         rows = self.rows[nodes.which, row].unsqueeze(1).float()
         last = len(self.graph.nodes) - 1
-        found, _ = backward(self.space(low, high), last, rows, self.multipliers(alpha, mu), rounded=False)
+        space = self.space(low, high, nodes)
+        found, _ = backward(space, last, rows, self.multipliers(alpha, mu), rounded=False)
         if not found.requires_grad:
             return torch.zeros_like(alpha[:, 0])
         felt = sum(part.abs().nan_to_num(0.0) for part in torch.autograd.grad(found.sum(), (low, high)))
@@ -391,7 +424,7 @@ class PhaseSearch:
                     pulled[source] = pulled[source] + part if source in pulled else part
         return total[:, self.unstable]
 
-    def behind(self, nodes: _Phases) -> torch.Tensor:
+    def behind(self, nodes: SearchNodes) -> torch.Tensor:
         """The graph node whose sign was fixed last, int64 [nodes]; -1 at the root."""
         place = self.unstable[nodes.last.clamp(min=0)]
         found = torch.full_like(nodes.last, -1)
@@ -399,7 +432,7 @@ class PhaseSearch:
             found = torch.where((place >= a) & (place < b), torch.full_like(found, source), found)
         return torch.where(nodes.last >= 0, found, torch.full_like(found, -1))
 
-    def ascended(self, space: Workspace, nodes: _Phases, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def ascended(self, space: Workspace, nodes: SearchNodes, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Multipliers after some steps of ascent (Adam), each node's best, float32 [nodes, R, U]."""
         alpha, mu = nodes.alpha, nodes.mu
         if not steps:
@@ -417,7 +450,7 @@ class PhaseSearch:
                 better = (value > best).unsqueeze(2)
                 best = torch.maximum(best, value)
                 best_alpha, best_mu = torch.where(better, alpha, best_alpha), torch.where(better, mu, best_mu)
-            if step == steps or not bool(self.alive(best.amax(dim=1)).any()):
+            if step == steps or not self.hopeful(best.amax(dim=1)):
                 break
             slopes = torch.autograd.grad(value.sum(), (alpha, mu))
             with torch.no_grad():
@@ -440,7 +473,7 @@ class PhaseSearch:
 
     def choose(
         self,
-        nodes: _Phases,
+        nodes: SearchNodes,
         arrived: dict[int, torch.Tensor],
         row: torch.Tensor,
         loosened: torch.Tensor | None,
@@ -469,7 +502,7 @@ class PhaseSearch:
         if _TRIALS > 1 and top.shape[1] > 1 and len(wanted):
             nodes.branch[wanted] = self.tried(nodes.pick(wanted), top[wanted], best[wanted])
 
-    def tried(self, nodes: _Phases, top: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
+    def tried(self, nodes: SearchNodes, top: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
         """Of some neurons of each node, int64 [nodes, trials], the one that lifts the lower child most."""
         count, trials = top.shape
         neuron = top.reshape(-1)
@@ -482,11 +515,11 @@ class PhaseSearch:
                 low[at, neuron] = low[at, neuron].clamp(min=0.0)
             else:
                 high[at, neuron] = high[at, neuron].clamp(max=0.0)
-            space = self.space(self.filled(low, self.root.low), self.filled(high, self.root.high))
+            space = self.space(
+                self.filled(low, self.root.low).float(), self.filled(high, self.root.high).float(), many
+            )
             with torch.no_grad():
-                value, _ = self.evaluate(
-                    space, many.which, many.alpha.double(), many.mu.double(), rounded=False
-                )
+                value, _ = self.evaluate(space, many.which, many.alpha, many.mu, rounded=False)
             lifted.append(value.amax(dim=1).view(count, trials))
         lift = torch.minimum(*lifted)
         lift = lift + 1e-3 * (torch.maximum(*lifted) - lift)

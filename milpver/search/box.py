@@ -33,7 +33,7 @@ from milpver.search.bab import SearchLimits, SearchResult
 from milpver.search.frontier import torch_threads
 from milpver.solver import Stop
 
-__all__ = ["BoxSearch", "SearchLimits", "SearchResult", "torch_threads"]
+__all__ = ["BoxSearch", "SearchLimits", "SearchResult", "root_steps", "torch_threads"]
 
 #: Inputs up to which boxes are halved.
 _FEW_INPUTS = 12
@@ -93,7 +93,7 @@ class BoxSearch:
             self._attack(_MORE_STARTS, _MORE_STEPS)
             if limits.decide and self._best.min() <= 0:
                 return SearchResult(root, root.copy(), self._nodes, Stop.TARGET)
-            steps = min(_ROOT_STEPS, _ROOT_WORK // _work(workspace))
+            steps = root_steps(workspace)
             if steps:
                 workspace, best, better = self._bounded(limits, steps, workspace)
                 root = np.maximum(root, better)
@@ -227,11 +227,14 @@ class BoxSearch:
         self._offer(points[order].cpu().numpy())
 
 
-def _work(workspace: Workspace) -> int:
-    """Rows that intermediate bounds take, times the values they pass through."""
+def root_steps(workspace: Workspace) -> int:
+    """Steps of ascent on intermediate bounds that a box is worth, by its first bounds.
+
+    The work of a step: the rows that intermediate bounds take, times the values they pass through.
+    """
     total, work = 0, 1
     for index, (low, high) in enumerate(zip(workspace.lows, workspace.highs, strict=True)):
         total += low.shape[1]
         if index in workspace.tightened:
             work += 2 * total * int(((low < 0) & (high > 0)).sum())
-    return work
+    return min(_ROOT_STEPS, _ROOT_WORK // work)
