@@ -40,7 +40,7 @@ __all__ = ["RETRIED", "Observer", "Outcome", "parse_retry", "run_plan"]
 RETRIED = (Status.TIMEOUT, Status.MEMORY, Status.ERROR, Status.UNAVAILABLE)
 
 #: Seconds of work in a batch, queries in the first one of a cell, and queries in any.
-_WORK, _FIRST, _MOST = 4.0, 8, 512
+_WORK, _FIRST, _MOST = 8.0, 8, 512
 #: Queries whose bounds are computed together: larger batches hold a multiple of it.
 _TOGETHER = 32
 #: Deaths of workers alone with a query until the query is at fault: by themselves, and by what may be a kill.

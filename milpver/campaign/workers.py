@@ -30,7 +30,7 @@ _HANGS_AFTER, _AND = 3.0, 60.0
 #: Seconds more until it has said that it is ready: on a machine with other work, loading takes its time.
 _TO_BEGIN = 300.0
 #: Seconds in which results that come close to each other are gathered, to be committed together.
-_GATHER = 0.02
+_GATHER = 0.05
 #: Read by libraries when they are loaded.
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 #: Workers in a row that may die before they say anything: by themselves, and by what may be a kill.
