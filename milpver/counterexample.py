@@ -261,7 +261,7 @@ class _Question:
         A small network's conditions of several rows may be closed by a MILP solver in a moment where linear
         bounds, which see one row at a time, split for long.
         """
-        if solver is None and not self.budget.groups and _relus(self._graph) <= _FEW_RELUS:
+        if solver is None and _relus(self._graph) <= _FEW_RELUS:
             return (None, 0.3), (registry.load("solvers", NATIVE[self.options.solver]), 0.5), (None, 1.0)
         return (solver, 1.0), (solver, 1.0)
 
@@ -476,11 +476,9 @@ class _Question:
     def _prove(self, case: _Case, seconds: float, solver: Solver | None) -> None:
         """Work on one region: bounds, then a search or a solver."""
         end = time.perf_counter() + seconds
-        if solver is None and not self.budget.groups:
+        if solver is None:
             self._search(case, end)
             return
-        if solver is None:  # the search over boxes branches on no masks
-            solver = registry.load("solvers", NATIVE[self.options.solver])
         bounds = self._bounds(case, end)
         if self._proven(case).all():
             self._engine = self._engine or "bounds"
