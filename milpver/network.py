@@ -28,7 +28,7 @@ class GateableLayer:
         width: number of neurons, or of channels.
         node: index of its Gate in the graph.
         shape: the gated tensor's shape in the ONNX file, without a batch dimension.
-        channels: whether channels are gated, along the first axis of ``shape``.
+        channels: whether channels are gated.
     """
 
     number: int
@@ -51,7 +51,10 @@ class GateableLayer:
     @property
     def mask_shape(self) -> tuple[int, ...]:
         """The shape of a mask that multiplies the gated tensor."""
-        return (self.width, *(1 for _ in self.shape[1:])) if self.channels else self.shape
+        if not self.channels:
+            return self.shape
+        axis = 0 if self.shape[0] == self.width else 1
+        return tuple(size if place == axis else 1 for place, size in enumerate(self.shape))
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +76,7 @@ class Network:
         dtype: the input's element type in the file, in which ONNX Runtime computes.
         softmax: whether a softmax at the end was dropped; questions about probabilities are then an error.
         mean, std: normalisation in front of the original file, float64 [inputs], or None.
-        conv_layers: the convolutions whose channels can be removed.
+        conv_layers: the convolutions whose channels can be removed; () unless the file was read for that.
     """
 
     graph: Graph

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from milpver.errors import ModelError
+from milpver.graph import Gate
 from milpver.network import GateableLayer, Network
 from milpver.onnx_file import DEFAULT_DOMAINS, OnnxFile, check_model, first_line, read_model
 from milpver.op import (
@@ -54,14 +55,16 @@ def lowerings() -> dict[str, Lowering]:
     return found
 
 
-def load_network(path: Path | str) -> Network:
+def load_network(path: Path | str, *, channels: bool = False) -> Network:
     """Read a network from an ONNX file.
 
-    Every hidden fully connected layer's activation gets a Gate. A softmax at the end is dropped. Where the
-    first axis is fixed at 1 or free, or N and no node mixes it, it is the batch.
+    Every hidden fully connected layer's activation gets a Gate, and with ``channels`` that of every hidden
+    convolution one whose entries share a gate a channel: ``Network.conv_layers``. A softmax at the end is
+    dropped. Where the first axis is fixed at 1 or free, or N and no node mixes it, it is the batch.
 
     Args:
         path: the file. Weights in external files have to lie in its folder.
+        channels: whether channels of convolutions may be removed.
 
     Raises:
         ModelError: the file is missing or damaged, its weights are not finite, or it uses what milpver does
@@ -76,10 +79,10 @@ def load_network(path: Path | str) -> Network:
     check_model(file.path, file.model)
     output = file.model.graph.output[0].name
     try:
-        lowered = _lower(file, nodes, known, source, initializers, output)
+        lowered = _lower(file, nodes, known, source, initializers, output, channels)
     except _RereadError as error:
         reread = source.read_as(error.reading)
-        lowered = _lower(file, nodes, known, reread, initializers, output)
+        lowered = _lower(file, nodes, known, reread, initializers, output, channels)
         source = reread
     return _network(file, nodes, source, *lowered)
 
@@ -286,6 +289,7 @@ def _lower(
     source: _Source,
     initializers: Mapping[str, Value],
     output: str,
+    channels: bool,
 ) -> tuple[Builder, Tensor]:
     """Lower all nodes; the builder and the output.
 
@@ -293,7 +297,7 @@ def _lower(
         _RereadError: the first axis has to be read otherwise.
         ModelError: some nodes are not supported; all of them that can be told are named.
     """
-    builder = Builder(int(np.prod(source.shape, dtype=np.int64)), source.name)
+    builder = Builder(int(np.prod(source.shape, dtype=np.int64)), source.name, channels=channels)
     values: dict[str, Value | None] = {"": None, **initializers}
     values[source.name] = Tensor(0, source.shape, source.dtype)
     failed: set[str] = set()
@@ -367,15 +371,19 @@ def _network(
 ) -> Network:
     """The network around a lowered graph."""
     graph, gated = builder.finish(result.node)
-    layers = tuple(
-        GateableLayer(
-            number=number,
-            name=entry.name,
-            width=graph.nodes[entry.node].size,
-            node=entry.node,
-            shape=entry.shape[1:] if source.declared == 1 and entry.shape[:1] == (1,) else entry.shape,
+    layers, conv_layers = (
+        tuple(
+            GateableLayer(
+                number=number,
+                name=entry.name,
+                width=gate.gates if isinstance(gate := graph.nodes[entry.node], Gate) else 0,
+                node=entry.node,
+                shape=entry.shape[1:] if source.declared == 1 and entry.shape[:1] == (1,) else entry.shape,
+                channels=entry.channels,
+            )
+            for number, entry in enumerate((each for each in gated if each.channels == of_channels), start=1)
         )
-        for number, entry in enumerate(gated, start=1)
+        for of_channels in (False, True)
     )
     return Network(
         graph=graph,
@@ -387,6 +395,7 @@ def _network(
         input_shape=source.shape if source.declared == 0 else source.shape[1:],
         batch=source.declared,
         layers=layers,
+        conv_layers=conv_layers,
         operators=dict(Counter(_operator(node) for node in file.model.graph.node)),
         parameters=_parameters(file, nodes),
         dtype=source.dtype.name,

@@ -94,6 +94,7 @@ class Tensor:
         dtype: its ONNX element type.
         dense: whether it is a fully connected layer's output, before its activation.
         logits: name of the tensor before the softmax, where this is a softmax's output.
+        conv: its shape as a convolution's output, before its activation; () where it is none.
     """
 
     node: int
@@ -101,6 +102,7 @@ class Tensor:
     dtype: np.dtype[Any]
     dense: bool = False
     logits: str = ""
+    conv: tuple[int, ...] = ()
 
     @property
     def size(self) -> int:
@@ -113,11 +115,12 @@ Value: TypeAlias = Constant | Tensor
 
 @dataclass(frozen=True, slots=True)
 class GatedTensor:
-    """A gate that stands behind a fully connected layer: the ONNX tensor, its shape, its IR node."""
+    """A gate behind a layer's activation: ONNX tensor, its shape, IR node, and whether it gates channels."""
 
     name: str
     shape: tuple[int, ...]
     node: int
+    channels: bool = False
 
 
 class Builder:
@@ -129,9 +132,11 @@ class Builder:
     Args:
         size: length of the input vector.
         name: of the input.
+        channels: whether channels of convolutions get gates.
     """
 
-    def __init__(self, size: int, name: str) -> None:
+    def __init__(self, size: int, name: str, *, channels: bool = False) -> None:
+        self.channels = channels
         self._nodes: list[Node] = [Input(size, name)]
         self._gated: list[GatedTensor] = []
 
@@ -156,6 +161,14 @@ class Builder:
         size = self.size(source)
         node = self._add(Gate(source, np.arange(size, dtype=np.int64), size, name))
         self._gated.append(GatedTensor(name, shape, node))
+        return node
+
+    def channel_gate(self, source: int, name: str, shape: tuple[int, ...], channels: int) -> int:
+        """Add a gate for every channel, behind a convolution's activation."""
+        size = self.size(source)
+        owner = np.repeat(np.arange(channels, dtype=np.int64), size // channels)
+        node = self._add(Gate(source, owner, channels, name))
+        self._gated.append(GatedTensor(name, shape, node, channels=True))
         return node
 
     def affine(self, terms: Sequence[tuple[int, LinearMap]], bias: Float, name: str) -> int:
@@ -455,11 +468,13 @@ class Call:
         return replace(tensor, node=node)
 
     def activated(self, tensor: Tensor, node: int) -> Tensor:
-        """The activation ``node`` of a tensor, with its gate where a fully connected layer feeds it."""
+        """The activation ``node`` of a tensor, with its gate where a layer feeds it that may be pruned."""
+        shape = tensor.shape if self.batch is None else tensor.shape[1:]
         if tensor.dense:
-            shape = tensor.shape if self.batch is None else tensor.shape[1:]
             node = self.builder.gate(node, self.name, shape)
-        return replace(tensor, node=node, dense=False)
+        elif tensor.conv and tensor.conv == tensor.shape and self.builder.channels:
+            node = self.builder.channel_gate(node, self.name, shape, tensor.shape[1])
+        return replace(tensor, node=node, dense=False, conv=())
 
     def folded(self, array: NDArray[Any]) -> Constant:
         """A constant result of this call.

@@ -31,12 +31,16 @@ __all__ = [
     "ball",
     "check_inputs",
     "forced_pairs",
+    "names_layers",
     "parse_budget",
     "removed_pairs",
 ]
 
 #: Solver names that mean the native search where it applies, and the MILP backend they fall back on.
 NATIVE: Mapping[str, str] = MappingProxyType({"bab": "highs", "auto": "highs"})
+
+#: What budgets on channels need in Python; the command line sees to it.
+_CHANNELS = "; for channels of convolutions load the network with channels=True"
 
 #: Lower and upper limit of every input entry: two numbers, or two float64 arrays [inputs].
 Domain = tuple["float | Float", "float | Float"]
@@ -235,7 +239,8 @@ def _forced_gates(
             raise QueryError(
                 f"--{option} names layer {label!r}",
                 needed=f"one of: {known or 'this network has no gateable layer'}",
-                fix=f"see `milpver info MODEL`; write e.g. --{option} 1:3,7",
+                fix=f"see `milpver info MODEL`; write e.g. --{option} 1:3,7"
+                + _CHANNELS * (not network.conv_layers),
             )
         if not (text.isdecimal() and text.isascii() and int(text) < layer.width):
             raise QueryError(
@@ -287,7 +292,8 @@ def _named_entry(part: str, network: Network) -> tuple[str, str]:
     raise QueryError(
         f"budget entry {part!r} names no gateable layer",
         needed=f"one of: {known or 'this network has no gateable layer'}; or total",
-        fix="see `milpver info MODEL` for numbers and names; give all entries as layer:number or none",
+        fix="see `milpver info MODEL` for numbers and names; give all entries as layer:number or none"
+        + _CHANNELS * (not network.conv_layers),
     )
 
 
@@ -331,6 +337,11 @@ def forced_pairs(network: Network, gates: Sequence[tuple[int, int]]) -> tuple[tu
     """``Budget.kept`` or ``Budget.gone`` as ``removed_pairs`` has masks."""
     labels = {layer.node: layer.number if not layer.channels else layer.label for layer in network.gateable}
     return tuple((labels[node], gate) for node, gate in gates)
+
+
+def names_layers(*texts: str | None) -> bool:
+    """Whether texts of ``--budget`` and the like name a layer, so that it may be a convolution."""
+    return any(letter.isalpha() for text in texts for letter in (text or "").replace("total", ""))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,7 +7,7 @@ may lie from the exact network.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +35,8 @@ _OLD_FORMAT = 8
 class Replay:
     """The original file in ONNX Runtime, every gateable layer multiplied by a mask.
 
+    Channels of convolutions are, in a session of their own, once a mask is about them.
+
     Args:
         network: the network; its normalisation is part of what runs.
         threads: of ONNX Runtime.
@@ -47,23 +49,33 @@ class Replay:
         import onnx  # noqa: PLC0415  only where a network is run
 
         self._network = network
+        self._threads = threads
         self._dtype = np.dtype(network.dtype)
         model = _prepared(network)
         types = _element_types(network, model)
+        self._mask_types = {
+            layer.label: np.dtype(onnx.helper.tensor_dtype_to_np_dtype(types[layer.name]))
+            for layer in network.gateable
+        }
+        self._session = self._opened(network.layers)
+        self._channel_session: Any = None
+
+    def _opened(self, layers: Sequence[GateableLayer]) -> Any:
+        """A session with masks for these layers."""
+        import onnx  # noqa: PLC0415  only where a network is run
+
+        model = _prepared(self._network)
+        types = _element_types(self._network, model)
 
         def masked(layer: GateableLayer) -> str:
-            name = f"milpver_mask_{layer.number}"
+            name = f"milpver_mask_{layer.label}"
             entry = onnx.helper.make_tensor_value_info(name, types[layer.name], None)
             model.graph.input.append(entry)
             return name
 
-        _insert(model, network.layers, masked, lambda _layer, _name: ())
-        self._mask_types = {
-            layer.number: np.dtype(onnx.helper.tensor_dtype_to_np_dtype(types[layer.name]))
-            for layer in network.layers
-        }
-        _cut(model, network)
-        self._session = _session(network, model, threads)
+        _insert(model, layers, masked, lambda _layer, _name: ())
+        _cut(model, self._network)
+        return _session(self._network, model, self._threads)
 
     def outputs(self, x: NDArray[np.floating[Any]], removed: Masks | None = None) -> Float32:
         """Outputs in the arithmetic of the file (float32, as a rule), before a dropped softmax.
@@ -93,7 +105,7 @@ class Replay:
         ]
         return np.concatenate(parts)
 
-    def _run(self, x: Float32, masks: dict[int, NDArray[np.bool_]]) -> Float32:
+    def _run(self, x: Float32, masks: dict[str, NDArray[np.bool_]]) -> Float32:
         """One run: as many inputs as the file takes at once, or fewer."""
         network = self._network
         count = len(x)
@@ -103,16 +115,21 @@ class Replay:
         filled = lead[0] if lead else 1
         if filled > count:  # a fixed batch, filled up with copies of the last input
             rows = np.minimum(np.arange(filled), count - 1)
-            x, masks = x[rows], {number: mask[rows] for number, mask in masks.items()}
+            x, masks = x[rows], {label: mask[rows] for label, mask in masks.items()}
         with np.errstate(over="ignore"):
             feeds = {network.input_name: x.reshape(*lead, *network.input_shape).astype(self._dtype)}
-        for layer in network.layers:
+        convs = [layer for layer in network.conv_layers if masks[layer.label].any()]
+        if convs and self._channel_session is None:
+            self._channel_session = self._opened(network.gateable)
+        for layer in network.gateable if convs else network.layers:
             # where only one input runs at a time the mask has no batch axis: the tensor may have lost it
-            shape = layer.shape if filled == 1 and network.batch is not None else (filled, *layer.shape)
-            kept = ~masks[layer.number]
-            feeds[f"milpver_mask_{layer.number}"] = kept.reshape(shape).astype(self._mask_types[layer.number])
+            own = layer.mask_shape
+            shape = own if filled == 1 and network.batch is not None else (filled, *own)
+            kept = ~masks[layer.label]
+            feeds[f"milpver_mask_{layer.label}"] = kept.reshape(shape).astype(self._mask_types[layer.label])
         try:
-            (found,) = self._session.run([network.output_name], feeds)
+            session = self._channel_session if convs else self._session
+            (found,) = session.run([network.output_name], feeds)
         except Exception as error:
             raise _runtime_error(network, error) from error
         result: Float32 = np.asarray(found).reshape(filled, -1)[:count].astype(np.float32)
@@ -136,7 +153,7 @@ def pruned_model(network: Network, removed: Masks) -> bytes:
 
     masks = _mask_arrays(network, removed, 1)
     model = onnx.ModelProto.FromString(network.model)
-    layers = [layer for layer in network.layers if masks[layer.number].any()]
+    layers = [layer for layer in network.gateable if masks[layer.label].any()]
     types = _element_types(network, model)
     _normalise(model, network)
 
@@ -144,11 +161,11 @@ def pruned_model(network: Network, removed: Masks) -> bytes:
 
     def constant(layer: GateableLayer, name: str) -> tuple[Any, ...]:
         kind = onnx.helper.tensor_dtype_to_np_dtype(types[layer.name])
-        values = (~masks[layer.number][0]).reshape(layer.shape).astype(kind)
+        values = (~masks[layer.label][0]).reshape(layer.mask_shape).astype(kind)
         tensor = onnx.numpy_helper.from_array(values, name)
         return (onnx.helper.make_node("Constant", [], [name], value=tensor),)
 
-    _insert(model, layers, lambda layer: _fresh(f"milpver_mask_{layer.number}", taken), constant)
+    _insert(model, layers, lambda layer: _fresh(f"milpver_mask_{layer.label}", taken), constant)
     content: bytes = model.SerializeToString(deterministic=True)
     return content
 
@@ -187,17 +204,17 @@ def without(network: Network, removed: Masks) -> Network:
     )
 
 
-def _mask_arrays(network: Network, removed: Masks, batch: int) -> dict[int, NDArray[np.bool_]]:
-    """What is removed by layer number, bool [batch, width] each."""
-    nodes = {layer.node: layer for layer in network.layers}
+def _mask_arrays(network: Network, removed: Masks, batch: int) -> dict[str, NDArray[np.bool_]]:
+    """What is removed by layer label, bool [batch, width] each."""
+    nodes = {layer.node: layer for layer in network.gateable}
     if unknown := [node for node in removed if node not in nodes]:
         raise ValueError(f"masks for nodes {unknown}, which are no gateable layers")
     found = {}
-    for layer in network.layers:
+    for layer in network.gateable:
         gone = np.asarray(removed.get(layer.node, np.zeros(layer.width, dtype=bool)), dtype=bool)
         if gone.shape[-1:] != (layer.width,) or gone.ndim > 2 or gone.shape[:-1] not in ((), (1,), (batch,)):
             raise ValueError(f"a mask of shape {gone.shape} for layer {layer.name!r} of width {layer.width}")
-        found[layer.number] = np.broadcast_to(gone, (batch, layer.width))
+        found[layer.label] = np.broadcast_to(gone, (batch, layer.width))
     return found
 
 
@@ -273,7 +290,7 @@ def _insert(
                 nodes.extend(before(layer, factor))
                 nodes.append(
                     onnx.helper.make_node(
-                        "Mul", [whole, factor], [name], name=_fresh(f"milpver_gate_{layer.number}", taken)
+                        "Mul", [whole, factor], [name], name=_fresh(f"milpver_gate_{layer.label}", taken)
                     )
                 )
     if gated:
@@ -308,7 +325,7 @@ def _element_types(network: Network, model: Any) -> dict[str, int]:
     import onnx  # noqa: PLC0415  only where a network is run
 
     default: int = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(network.dtype))
-    found: dict[str, int] = {layer.name: default for layer in network.layers}
+    found: dict[str, int] = {layer.name: default for layer in network.gateable}
     if any(node.op_type == "Cast" for node in model.graph.node):
         try:
             inferred = onnx.shape_inference.infer_shapes(model)

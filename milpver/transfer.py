@@ -172,6 +172,7 @@ def export_query(
         "label": label,
         "target": targets[k],
         "budget": budget.shown,
+        "channels": bool(network.conv_layers),
         "keep": forced_pairs(network, budget.kept),
         "remove": forced_pairs(network, budget.gone),
         "radius": radius,
@@ -332,7 +333,8 @@ def _domain(limits: Sequence[Any]) -> Domain:
 
 def _network(meaning: dict[str, Any], model: Path | None) -> Network:
     """The network of an export, checked to be the same file."""
-    network = load_network(Path(meaning["model"]) if model is None else model)
+    path = Path(meaning["model"]) if model is None else model
+    network = load_network(path, channels=bool(meaning.get("channels")))
     if network.sha256 != meaning["model_sha256"]:
         raise DataError(
             f"{network.path} has sha256 {network.sha256[:12]}...",

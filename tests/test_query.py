@@ -291,6 +291,6 @@ def test_options_that_no_run_can_honour_are_refused(values: dict[str, Any], said
 
 def test_options_have_the_defaults_of_the_command_line() -> None:
     options = Options()
-    assert (options.solver, options.encoding, options.timeout, options.gap) == ("highs", "fused", 60.0, 1e-6)
+    assert (options.solver, options.encoding, options.timeout, options.gap) == ("auto", "fused", 60.0, 1e-6)
     assert (options.threads, options.seed, options.device, options.decide) == (1, 0, "auto", False)
     assert Options(timeout=math.inf, gap=0.0).gap == 0.0

@@ -31,7 +31,7 @@ from milpver.data import (
 from milpver.errors import QueryError, RecordError
 from milpver.linear import Float
 from milpver.network import Network
-from milpver.query import Budget, parse_budget, removed_pairs
+from milpver.query import Budget, names_layers, parse_budget, removed_pairs
 from milpver.store import RecordFile
 from milpver.verdict import SCHEMA_VERSION
 
@@ -117,7 +117,7 @@ def _read(arguments: Namespace) -> tuple[Network, _Images]:
     domain = None if arguments.domain is None else parse_domain(arguments.domain)
     keys = DEFAULT_KEYS if arguments.keys is None else parse_keys(arguments.keys)
     scale = None if arguments.scale is None else number("--scale", arguments.scale, above=0.0, example="255")
-    network = read_network(Path(arguments.model), mean, std)
+    network = read_network(Path(arguments.model), mean, std, channels=names_layers(arguments.budget))
     dataset = load_data(Path(arguments.data), keys=keys, split=arguments.split, scale=scale, domain=domain)
     check_labels(dataset.labels, network.graph.outputs, dataset.source)
     indices = select(dataset, arguments.index)

@@ -31,7 +31,7 @@ def describe(path: Path) -> dict[str, Any]:
     from milpver.graph import Relu  # noqa: PLC0415  NumPy and SciPy
     from milpver.onnx_import import load_network  # noqa: PLC0415  ONNX
 
-    network = load_network(path)
+    network = load_network(path, channels=True)
     model = onnx.ModelProto.FromString(network.model)
     opsets = {entry.domain or "ai.onnx": int(entry.version) for entry in model.opset_import}
     return {
@@ -58,6 +58,10 @@ def describe(path: Path) -> dict[str, Any]:
             }
             for layer in network.layers
         ],
+        "conv_layers": [
+            {"label": layer.label, "name": layer.name, "channels": layer.width, "shape": list(layer.shape)}
+            for layer in network.conv_layers
+        ],
     }
 
 
@@ -80,11 +84,16 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
     yield f"operators   {', '.join(f'{count} {name}' for name, count in found['operators'].items())}"
     yield f"parameters  {found['parameters']}"
     yield f"ReLUs       {found['relus']}"
-    layers = found["layers"]
+    layers, convs = found["layers"], found["conv_layers"]
     if not layers:
         yield "gateable layers: none (hidden fully connected layers with an activation are)"
-        return
-    yield "gateable layers, one entry of --budget each:"
-    wide = max(len(layer["name"]) for layer in layers)
-    for layer in layers:
-        yield f"  {layer['number']:>2}  {layer['name']:<{wide}}  {layer['width']} neurons"
+    else:
+        yield "gateable layers, one entry of --budget each:"
+        wide = max(len(layer["name"]) for layer in layers)
+        for layer in layers:
+            yield f"  {layer['number']:>2}  {layer['name']:<{wide}}  {layer['width']} neurons"
+    if convs:
+        yield f"convolutions, whose channels --budget names (--budget {convs[0]['label']}:1):"
+        wide = max(len(layer["name"]) for layer in convs)
+        for layer in convs:
+            yield f"  {layer['label']:>5}  {layer['name']:<{wide}}  {layer['channels']} channels"

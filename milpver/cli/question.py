@@ -41,7 +41,7 @@ from milpver.data import (
 from milpver.errors import RecordError
 from milpver.network import Network
 from milpver.onnx_import import load_network
-from milpver.query import Domain, Options
+from milpver.query import Domain, Options, names_layers
 from milpver.run import load_solver
 from milpver.store import STDOUT, RecordFile
 from milpver.verdict import RECORD_FIELDS, SCHEMA_VERSION, Status, Verdict
@@ -177,7 +177,8 @@ def read_query(arguments: Namespace, *, decide: bool = False) -> Query:
     scale = None if arguments.scale is None else number("--scale", arguments.scale, above=0.0, example="255")
     registry.load("encodings", options.encoding)
     solver = load_solver(options)
-    network = read_network(Path(arguments.model), mean, std)
+    asked = (getattr(arguments, name, None) for name in ("budget", "keep", "remove", "layers"))
+    network = read_network(Path(arguments.model), mean, std, channels=names_layers(*asked))
     dataset = load_data(Path(arguments.data), keys=keys, split=arguments.split, scale=scale, domain=domain)
     check_labels(dataset.labels, network.graph.outputs, dataset.source)
     indices = select(dataset, arguments.index)
@@ -222,15 +223,19 @@ def _options(arguments: Namespace, *, decide: bool) -> Options:
 
 
 def read_network(
-    path: Path, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
+    path: Path,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    *,
+    channels: bool = False,
 ) -> Network:
-    """Load a network, with a normalisation in front where one is given.
+    """Load a network, with a normalisation in front where one is given; with gates for channels if asked.
 
     Raises:
         ModelError: the file cannot be read, or cannot be verified.
         QueryError: the normalisation does not fit.
     """
-    network = load_network(path)
+    network = load_network(path, channels=channels)
     if mean is None and std is None:
         return network
     return network.normalised(mean or (0.0,), std or (1.0,))

@@ -23,7 +23,7 @@ from milpver.cli.interrupts import Interrupts
 from milpver.cli.values import memory_size, number, whole
 from milpver.errors import MilpverError, QueryError, RecordError
 from milpver.property_file import load_property
-from milpver.query import Options, parse_budget
+from milpver.query import Options, names_layers, parse_budget
 
 if TYPE_CHECKING:
     from milpver.counterexample import PropertyAnswer
@@ -164,7 +164,7 @@ def _answered(
         )
     from milpver.onnx_import import load_network  # noqa: PLC0415  only once the property has been read
 
-    network = load_network(files.model)
+    network = load_network(files.model, channels=names_layers(*files.budget))
     from milpver.counterexample import verify_property  # noqa: PLC0415  as above
 
     entries, keep, remove = files.budget

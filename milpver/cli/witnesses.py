@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ INDEX_input.npz    x        the worst input, ready for ONNX Runtime
                    label    the class that it should get
                    target   the class that beats it, or comes closest to
                    margin   score of label - score of target, in float64
-                   removed  [layer from 1, neuron from 0] of each removed neuron
+                   removed  [layer from 1, neuron from 0] of each removed neuron; as
+                            texts where channels are removed (conv1)
 
 Replay:
 
@@ -102,7 +104,7 @@ class WitnessFolder:
             "margin": np.float64(
                 np.nan if verdict.witness_margin_float64 is None else verdict.witness_margin_float64
             ),
-            "removed": np.array(verdict.removed or (), dtype=np.int64).reshape(-1, 2),
+            "removed": _pairs(verdict.removed or ()),
         }
         if network.mean is not None and network.std is not None:
             shifted = np.subtract(x, network.mean.astype(np.float32), dtype=np.float32)
@@ -137,3 +139,10 @@ def _unwritable(path: Path, error: OSError) -> QueryError:
         needed="a folder that can be written, with room",
         fix="name another folder, or free the disk",
     )
+
+
+def _pairs(removed: Sequence[tuple[int | str, int]]) -> NDArray[np.int64] | NDArray[np.str_]:
+    """Removed gates, int64 [n, 2]; as texts where channels of a convolution are among them."""
+    if any(isinstance(layer, str) for layer, _ in removed):
+        return np.array([(str(layer), str(gate)) for layer, gate in removed], dtype=np.str_)
+    return np.array(removed, dtype=np.int64).reshape(-1, 2)

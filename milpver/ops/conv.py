@@ -50,7 +50,7 @@ def conv(call: Call) -> Value:
     check_size(linear.outputs)
     shift = np.repeat(bias, linear.outputs // kernel.shape[0])
     node = call.builder.affine(((tensor.node, linear),), shift, call.name)
-    return Tensor(node, (1, *out_shape), tensor.dtype)
+    return Tensor(node, (1, *out_shape), tensor.dtype, conv=(1, *out_shape))
 
 
 LOWERINGS: Mapping[str, Lowering] = {"Conv": conv}
