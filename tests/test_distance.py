@@ -208,9 +208,10 @@ def test_a_distance_rests_on_what_found_it(tmp_path: Path) -> None:
     weights, biases = random_layers([3, 6, 4, 3], 3)
     network = network_of(tmp_path / "n.onnx", weights, biases)
     x = np.array([0.25, -0.5, 0.75])
-    verdict = ask(network, x, predicted(network, x), domain=(-1.0, 1.0))
-    assert verdict.solver in ("highs", "bounds")
-    assert verdict.assurance is (Assurance.SOLVER if verdict.solver == "highs" else Assurance.ROUNDED)
+    for solver in ("highs", "bab"):
+        verdict = ask(network, x, predicted(network, x), domain=(-1.0, 1.0), solver=solver)
+        assert verdict.solver in (solver, "bounds")
+        assert verdict.assurance is (Assurance.SOLVER if verdict.solver == "highs" else Assurance.ROUNDED)
     stopped = ask(network, x, predicted(network, x), should_stop=lambda: True, bounds="interval")
     assert stopped.status in (Status.INTERRUPTED, Status.OPTIMAL)
     late = ask(network, x, predicted(network, x), timeout=1e-9, bounds="interval")
@@ -324,7 +325,7 @@ def test_a_wrong_solver_gives_no_distance(
     network = network_of(tmp_path / "n.onnx", weights, biases)
     x = np.array([0.25, -0.5, 0.75])
     label = predicted(network, x)
-    honest = ask(network, x, label, method=method, bounds="interval")
+    honest = ask(network, x, label, solver="highs", method=method, bounds="interval")
     load = registry.load
     liar = Liar(LIES[lie])
     monkeypatch.setattr(registry, "load", lambda kind, name: liar if name == "liar" else load(kind, name))
