@@ -20,7 +20,7 @@ from milpver.bounds._crown import Multipliers, crown_bounds
 from milpver.bounds._tensors import TensorGraph
 from milpver.bounds._workspace import Workspace
 from milpver.graph import Gate, Max
-from milpver.linear import Float
+from milpver.linear import Float, Int
 from milpver.query import Budget
 from milpver.search._alternatives import Alternatives, OfferInputs, corners
 from milpver.search._compressed import compressed, without_max
@@ -90,7 +90,7 @@ class BoxSearch:
         open_ = self._open(root, limits)
         few = int((self._lower < self._upper).sum()) <= _FEW_INPUTS
         if not few and open_.any():
-            self._attack(_MORE_STARTS, _MORE_STEPS)
+            self._attack(_MORE_STARTS, _MORE_STEPS, np.flatnonzero(open_))
             if limits.decide and self._best.min() <= 0:
                 return SearchResult(root, root.copy(), self._nodes, Stop.TARGET)
             steps = root_steps(workspace)
@@ -210,16 +210,17 @@ class BoxSearch:
         self._best = np.minimum(self._best, self._replay(x, {}))
         return self._best
 
-    def _attack(self, starts: int, steps: int) -> None:
-        """Offer what gradient descent finds from the middle, a corner and random points."""
-        count = self._alternatives.count
+    def _attack(self, starts: int, steps: int, which: Int | None = None) -> None:
+        """Offer what gradient descent finds for alternatives (None: all), from random points too."""
+        chosen = np.arange(self._alternatives.count) if which is None else which
+        count = len(chosen)
         generator = torch.Generator().manual_seed(starts)
         shape = (count * starts, self._lower.shape[1])
         share = torch.rand(shape, generator=generator, dtype=torch.float64).to(self._lower.device)
         x = self._lower + share * (self._upper - self._lower)
         x[:count] = corners(torch.zeros_like(self._lower), self._lower, self._upper)
         x = x.clamp(min=self._lower, max=self._upper)
-        wanted = torch.arange(count, device=x.device).repeat(starts)
+        wanted = torch.as_tensor(chosen, device=x.device).repeat(starts)
         points, values = descend(
             self._tensors, self._alternatives, self._lower[0], self._upper[0], x, wanted, steps=steps
         )
