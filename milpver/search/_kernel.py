@@ -64,6 +64,8 @@ _FREE, _KEPT, _GONE = 0, 1, 2
 _NODE_STEPS = 3
 #: What of a gated value's width an intermediate bound is taken to pass on, in branching scores.
 _PASSED_ON = 0.3
+#: In branching scores: the part of the larger gain that counts, and what gates behind the first layer count.
+_LARGER, _LATER = 0.1, 0.3
 #: Rounds of the gradient attack for each row.
 _ATTACK_ROUNDS = 6
 
@@ -822,10 +824,10 @@ def _gradient(chain: Chain, work: Work, row: _Floats, last: int) -> None:
 def _rate(chain: Chain, work: Work, state: _Bytes, left: _Ints, row: _Floats) -> int:
     """The gate to branch on by a row at ``work.alpha`` and ``.lam``; ``work.mask`` gets the row's worst mask.
 
-    A gate's share is what removing it takes from the row at most. To branch on: in the first layer that
-    matters, the gate that moves most, its share and what it does to the bounds of the pre-activations, each
-    weighted by how fast the row's bound falls as that one widens. The last layer's gates come last: what
-    they feed is linear, and the relaxation nearly exact.
+    Every gate is rated by what keeping it and what removing it would add to the row's bound at the relaxed
+    values z: by itself, as its share min(C v, lambda) becomes C v or lambda, and through the bounds of the
+    pre-activations behind it, each weighted by how fast the row's bound falls as that one widens. The smaller
+    of the two counts, and a part of the larger; gates of later layers, where this says less, count less.
     """
     last = len(chain.sizes) - 1
     _load(work, row, 1.0)
@@ -844,13 +846,11 @@ def _rate(chain: Chain, work: Work, state: _Bytes, left: _Ints, row: _Floats) ->
     _choose_mask(chain, work, state, left)
     # From here on the scores are those for branching.
     _clear(work.row, len(work.row))
-    gains = chain.alone and left[chain.group[0]] > 0
-    if gains:
-        # What keeping a gate (score) and removing it (other) add to the row's bound by themselves.
-        for q in range(chain.sizes[0]):
-            share = work.shares[q]
-            work.score[q] = max(0.0, share - threshold)
-            work.other[q] = max(0.0, threshold - share)
+    exact = chain.alone and left[chain.group[0]] > 0
+    for q in range(chain.sizes[0]):
+        share = work.shares[q]
+        work.score[q] = max(0.0, share - threshold)
+        work.other[q] = max(0.0, threshold - share)
     for t in range(last, 0, -1):
         first, stride, gate, group = chain.first[t], chain.strides[t], chain.gates[t], chain.group[t]
         _clear(work.moved, stride)
@@ -859,7 +859,13 @@ def _rate(chain: Chain, work: Work, state: _Bytes, left: _Ints, row: _Floats) ->
             u, c, z = work.top[n], work.arrived[n], work.values[n]
             pushed = work.row[j]
             if gate >= 0:
-                work.score[gate + j] += pushed * u
+                work.score[gate + j] = 0.0
+                if work.open[n] > 0.0:
+                    value, lam = min(u, max(0.0, z)), work.lam[group]
+                    relaxed = min(max(c, 0.0), lam / u) * value
+                    keep = max(c, 0.0) * value - relaxed + pushed * u
+                    remove = lam - relaxed + pushed * u - min(c, 0.0) * value
+                    work.score[gate + j] = _LATER * (min(keep, remove) + _LARGER * max(keep, remove)) + 1e-15
                 pushed *= _PASSED_ON
             if u <= 0.0:
                 continue
@@ -880,7 +886,7 @@ def _rate(chain: Chain, work: Work, state: _Bytes, left: _Ints, row: _Floats) ->
                     low_felt += abs((c - steep) * (u - z)) * work.inverse[n]
             base = chain.offsets[t] + j * stride
             part = chain.weights[base : base + stride]
-            if t == 1 and gains:
+            if t == 1 and exact:
                 last_down, last_up = work.down_last[j], work.up_last[j]
                 if low_felt > 0.0:
                     _add_gains(work.score, work.other, part, 1.0, low_felt, last_down, work.down_next[j])
@@ -892,13 +898,11 @@ def _rate(chain: Chain, work: Work, state: _Bytes, left: _Ints, row: _Floats) ->
                     work.moved[q] += felt * abs(part[q])
         for q in range(stride):
             work.row[q] = work.moved[q]
-    if gains:
-        for q in range(chain.sizes[0]):
-            keep, remove = work.score[q], work.other[q]
-            work.score[q] = min(keep, remove) + 0.1 * max(keep, remove) + 1e-12
-    else:
-        for q in range(chain.sizes[0]):
-            work.score[q] = max(0.0, work.score[q]) + work.row[q]
+    for q in range(chain.sizes[0]):
+        keep, remove = work.score[q], work.other[q]
+        if not exact:
+            keep, remove = keep + work.row[q], remove + work.row[q]
+        work.score[q] = min(keep, remove) + _LARGER * max(keep, remove) + 1e-12
     return _branch(chain, work, state, left)
 
 
@@ -919,21 +923,16 @@ def _add_gains(
 
 @compiled
 def _branch(chain: Chain, work: Work, state: _Bytes, left: _Ints) -> int:
-    """The free gate with the largest positive score in the first layer that has one, else any free gate."""
-    any_free = -1
+    """The free gate with the largest score, -1 for none."""
+    best, at = -1.0, -1
     for t in range(len(chain.sizes)):
         gate = chain.gates[t]
         if gate < 0 or left[chain.group[t]] <= 0:
             continue
-        best, at = 0.0, -1
         for j in range(chain.sizes[t]):
-            if state[gate + j] == _FREE:
-                any_free = gate + j
-                if work.score[gate + j] > best:
-                    best, at = work.score[gate + j], gate + j
-        if at >= 0:
-            return at
-    return any_free
+            if state[gate + j] == _FREE and work.score[gate + j] > best:
+                best, at = work.score[gate + j], gate + j
+    return at
 
 
 @compiled
