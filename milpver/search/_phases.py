@@ -21,7 +21,7 @@ from milpver.bounds._rounding import gamma
 from milpver.bounds._tensors import TensorGraph
 from milpver.bounds._workspace import Workspace
 from milpver.graph import Affine, Gate, Relu
-from milpver.linear import Float
+from milpver.linear import Conv, Float
 from milpver.query import Budget
 from milpver.search._alternatives import Alternatives, OfferInputs, account, alive
 from milpver.search._compressed import SingleTensors
@@ -39,9 +39,6 @@ _STEPS = 8
 _RATE, _RATE_MU, _DECAY = 0.2, 0.1, 0.95
 #: Neurons that are split on trial, for each node.
 _TRIALS = 4
-#: Whether bounds behind the layer that was split are computed anew.
-_RECOMPUTE = True
-_INDIRECT = 1.0
 #: Elements (nodes x neurons) of a batch.
 _ELEMENTS = 1 << 18
 _BATCH = 128
@@ -129,6 +126,9 @@ class PhaseSearch:
         self.unstable = ((root.low < 0) & (root.high > 0))[0].nonzero()[:, 0]
         self.places = self._places()
         self.rows, self.row_limits = self._stacked()
+        # Through convolutions a row costs as much as a node: there, nodes keep the root's bounds.
+        operators = [one for each in root.tensors.operators.values() for one in each]
+        self.recompute = not any(isinstance(one.linear, Conv) for one in operators)
         self.single = SingleTensors(root.tensors.graph, root.tensors.device)
 
     def _places(self) -> dict[int, tuple[slice, torch.Tensor]]:
@@ -281,7 +281,7 @@ class PhaseSearch:
         """Bound nodes, close those that no input reaches, and choose where to branch."""
         self.nodes += len(nodes)
         low, high = self.filled(nodes.low, self.root.low), self.filled(nodes.high, self.root.high)
-        if _RECOMPUTE and steps:
+        if self.recompute and steps:
             low, high = self.flat.refresh(
                 self.root.workspace.lows[0], self.root.workspace.highs[0], low, high, self.behind(nodes)
             )
@@ -302,7 +302,7 @@ class PhaseSearch:
             found[k] = torch.maximum(found[k], self.leaf(nodes, k, low, high))
         nodes.lower = nodes.lower.scatter(1, nodes.which.unsqueeze(1), found.unsqueeze(1))
         nodes.alpha, nodes.mu = alpha.float(), mu.float()
-        loosened = self.loosened(nodes, low, high, row) if _RECOMPUTE else None
+        loosened = self.loosened(nodes, low, high, row) if self.recompute else None
         self.choose(nodes, arrived, row, loosened)
         return nodes
 
@@ -491,7 +491,7 @@ class PhaseSearch:
             below = torch.maximum(-alpha * nodes.low[:, part], (1 - alpha) * nodes.high[:, part])
             missed = torch.where(c < 0, -c * above, c * below)
             if loosened is not None:
-                missed = missed + _INDIRECT * loosened[:, part] * above
+                missed = missed + loosened[:, part] * above
             score[:, part] = torch.where(lines.unstable, missed, score[:, part])
         best, top = score.topk(min(_TRIALS, score.shape[1]), dim=1) if score.shape[1] else (score, score)
         if not score.shape[1]:
