@@ -44,7 +44,9 @@ __all__ = [
     "backward",
     "bound_sensitivities",
     "crown_bounds",
+    "entries_that_matter",
     "optimised_rows",
+    "worth_tightening",
 ]
 
 #: Elements of the largest temporary (batch x rows x entries) of a backward pass.
@@ -145,7 +147,7 @@ def crown_bounds(
     graph = workspace.graph
     for index, node in enumerate(graph.nodes):
         workspace.add(lower, upper)
-        if isinstance(node, Affine) and _worth_tightening(workspace, index, node):
+        if isinstance(node, Affine) and worth_tightening(workspace, index, node):
             _tighten(workspace, index, steps)
             workspace.tightened.append(index)
     start = len(graph.nodes) - 1
@@ -190,7 +192,7 @@ def bound_sensitivities(
     return {node: c.detach() for node, c in arrived.items()}, felt
 
 
-def _worth_tightening(workspace: Workspace, index: int, node: Affine) -> bool:
+def worth_tightening(workspace: Workspace, index: int, node: Affine) -> bool:
     """Whether something nonlinear reads an Affine node, and the interval rule is not exact for it."""
     graph = workspace.graph
     if not any(isinstance(graph.nodes[reader], Relu | Max | Gate) for reader in graph.consumers[index]):
@@ -199,10 +201,10 @@ def _worth_tightening(workspace: Workspace, index: int, node: Affine) -> bool:
     return not exact and node.sources != (0,)
 
 
-def _tighten(workspace: Workspace, index: int, steps: int) -> None:
-    """Replace a node's interval bounds by backward ones where they matter, in both directions.
+def entries_that_matter(workspace: Workspace, index: int) -> torch.Tensor:
+    """The entries of an Affine node whose bounds what reads it depends on, bool [batch, size].
 
-    That is where its sign is open, and behind a Relu that a gate follows wherever it may be active.
+    They are those whose sign is open, and behind a Relu that a gate follows all that may be active.
     """
     low, high = workspace.lows[index], workspace.highs[index]
     readers = [workspace.graph.nodes[reader] for reader in workspace.graph.consumers[index]]
@@ -213,6 +215,13 @@ def _tighten(workspace: Workspace, index: int, steps: int) -> None:
         open_ = high > 0
     if any(isinstance(reader, Max | Gate) for reader in readers):
         open_ = torch.ones_like(open_)
+    return open_
+
+
+def _tighten(workspace: Workspace, index: int, steps: int) -> None:
+    """Replace a node's interval bounds by backward ones where they matter, in both directions."""
+    low, high = workspace.lows[index], workspace.highs[index]
+    open_ = entries_that_matter(workspace, index)
     # Each box has its own open entries; boxes that have fewer get others as well, which stay as they are.
     count = int(open_.sum(dim=1).max())
     picked = open_.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]

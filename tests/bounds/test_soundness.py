@@ -24,7 +24,7 @@ from milpver.linear import Dense, identity
 from milpver.query import Budget, BudgetGroup
 from tests.nets import HandMade, exact_trace, group_masks, handmade
 
-BOUNDINGS = ("interval", "budget", "crown", "alpha-crown")
+BOUNDINGS = ("interval", "budget", "crown", "alpha-crown", "lp")
 Float = NDArray[np.float64]
 Rows = list[list[Fraction]]
 
