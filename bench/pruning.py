@@ -8,13 +8,14 @@ and kept in the output folder (see ``_mnist_nets``).
 The yardstick is the reference encoding with interval bounds: for each image the programs of all competing
 classes are solved one after the other by each backend, one thread, MIPGap 0, MIPGapAbs 1e-6, and the time
 inside of the solver is summed; in decision mode with its own early stops at 0 (``objective_stop``,
-``bound_stop``), and no further class once one has a margin <= 0. Ours (``--solver bab``) is timed from the
-input to the verdict, bounds included, all classes together. The limit is for an image; an image that is not
-solved within it counts as the limit, and its ratio as a bound (>=, <=). Nodes are summed over classes; the
-root gap is how far our bound before branching is below the smallest margin that anyone found.
+``bound_stop``), and no further class once one has a margin <= 0. Ours (``--solver auto``) is timed from the
+input to the verdict, bounds and replay included, all classes together, the images of a row in one batch. The
+limit is for an image; an image that is not solved within it counts as the limit, and its ratio as a bound
+(>=, <=). Nodes are summed over classes; the root gap is how far our bound before branching is below the
+smallest margin that anyone found.
 
 Answers are compared wherever both are known: brackets that do not overlap are reported as WRONG, and the exit
-status is 1. Order of work: image by image, all methods in turn: a drift of the machine hits all alike.
+status is 1. Order of work: row by row, ours first and then the yardsticks image by image.
 """
 
 from __future__ import annotations
@@ -117,30 +118,35 @@ def yardstick(case: Case, backend: str) -> Run:
     return Run(seconds, solved, float(lower), float(upper), nodes)
 
 
-def ours(case: Case) -> Run:
-    """The native search, or what ``margin`` takes in its place (the closed form)."""
-    graph = case.net.graph
-    options = Options(solver="bab", timeout=case.limit, decide=case.decide, threads=1, device="cpu", gap=GAP)
-    (verdict,) = margins(
-        case.net,
-        case.image[None],
-        [case.label],
-        budget=case.budget,
-        domain=case.domain,
-        options=options,
+def ours(cases: Sequence[Case]) -> list[Run]:
+    """The native search, or what ``margin`` takes in its place (the closed form), on a row's images together.
+
+    An image's seconds are its own work and its share of what the batch has in common.
+    """
+    first = cases[0]
+    graph = first.net.graph
+    options = Options(
+        solver="auto", timeout=first.limit, decide=first.decide, threads=1, device="cpu", gap=GAP
     )
-    solved = verdict.status in (Status.OPTIMAL, Status.DECIDED)
-    x = case.image.astype(np.float64)[None]
-    rows = margin_rows((case.label,), graph.outputs)
-    root = registry.load("bounds", "alpha-crown").bound(graph, x, x, case.budget, rows, "cpu").rows_lower
-    return Run(
-        verdict.seconds if solved else case.limit,
-        solved,
-        -np.inf if verdict.lower is None else verdict.lower,
-        np.inf if verdict.upper is None else verdict.upper,
-        verdict.nodes,
-        float(root.min()),
-    )
+    images, labels = np.stack([case.image for case in cases]), [case.label for case in cases]
+    x, rows = images.astype(np.float64), margin_rows(tuple(labels), graph.outputs)
+    bounding = registry.load("bounds", "alpha-crown")
+    roots = bounding.bound(graph, x, x, first.budget, rows, "cpu").rows_lower.min(axis=1)
+    verdicts = margins(first.net, images, labels, budget=first.budget, domain=first.domain, options=options)
+    runs = []
+    for verdict, root in zip(verdicts, roots, strict=True):
+        solved = verdict.status in (Status.OPTIMAL, Status.DECIDED)
+        runs.append(
+            Run(
+                verdict.seconds if solved else first.limit,
+                solved,
+                -np.inf if verdict.lower is None else verdict.lower,
+                np.inf if verdict.upper is None else verdict.upper,
+                verdict.nodes,
+                float(root),
+            )
+        )
+    return runs
 
 
 def disagreement(case: Case, one: Run, other: Run) -> str:
@@ -188,16 +194,18 @@ def measured(settings: argparse.Namespace, nets: dict[str, Network], wrong: list
             budget = parse_budget([f"{share}%" for share in row.split("-")], net)
             for mode in settings.modes:
                 theirs: dict[str, list[Run]] = {backend: [] for backend in settings.solvers}
-                native: list[Run] = []
-                for index in picked:
-                    label = int(data.labels[index])
-                    domain = (float(np.min(low)), float(np.max(high)))
-                    case = Case(net, budget, x[index], label, mode == "decide", settings.limit, domain)
-                    native.append(ours(case))
+                domain = (float(np.min(low)), float(np.max(high)))
+                decide, limit = mode == "decide", settings.limit
+                cases = [
+                    Case(net, budget, x[index], int(data.labels[index]), decide, limit, domain)
+                    for index in picked
+                ]
+                native = ours(cases)
+                for index, case, mine in zip(picked, cases, native, strict=True):
                     for backend in settings.solvers:
                         run = yardstick(case, backend)
                         theirs[backend].append(run)
-                        said = disagreement(case, run, native[-1])
+                        said = disagreement(case, run, mine)
                         wrong += [f"{name} {row} image {index} {backend}: {said}"] if said else []
                 for backend in settings.solvers:
                     removed = ", ".join(f"{share} %" for share in row.split("-"))

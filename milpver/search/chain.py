@@ -242,14 +242,14 @@ class ChainSearch:
         work = kernel.scratch(chain)
         size = sum(part[0].nbytes for part in (*tree[:8], tree.heap, tree.spare))
         kernel.attack(chain, work, tree)
-        self._replay(tree)
+        self._replay(tree, limits.decide)
         rows = len(chain.constant)
         if limits.decide and self._seen.min() <= 0:
             nothing: Float = np.full(rows, -np.inf)
             return SearchResult(nothing, nothing.copy(), 0, Stop.TARGET)
         kernel.bound_root(chain, work, tree, limits.gap, limits.decide, _NEURON_STEPS, _ROW_STEPS)
         root = tree.lower[0].copy()
-        self._replay(tree)
+        self._replay(tree, limits.decide)
         quota, stop = _QUOTA, Stop.OPTIMAL
         while True:
             expired = limits.expired()
@@ -259,7 +259,7 @@ class ChainSearch:
             begun = time.perf_counter()
             deep = len(tree.heap) * size > limits.memory
             why = kernel.search(chain, work, tree, limits.gap, limits.decide, deep, quota)
-            self._replay(tree)
+            self._replay(tree, limits.decide)
             if why == kernel.FULL:
                 tree = _grown(tree)
             elif why != kernel.PAUSED:
@@ -318,11 +318,16 @@ class ChainSearch:
         kept, gone = (np.concatenate(state) for state in zip(*parts, strict=True))
         return kept, gone
 
-    def _replay(self, tree: Tree) -> None:
-        """Have the masks replayed that lowered a row's smallest margin since the last time."""
+    def _replay(self, tree: Tree, decide: bool) -> None:
+        """Have the masks replayed that lowered a row's smallest margin since the last time.
+
+        Where only the sign matters, that is the mask of the smallest margin alone.
+        """
         better = np.flatnonzero(tree.upper < self._seen)
-        if not len(better):
+        if not len(better) or (decide and tree.upper.min() >= self._seen.min()):
             return
+        if decide:
+            better = np.array([tree.upper.argmin()])
         self._seen = tree.upper.copy()
         found = np.unique(tree.masks[better], axis=0)
         masks: dict[int, NDArray[np.bool_]] = {}
