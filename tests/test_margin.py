@@ -87,7 +87,7 @@ def assert_exact(network: Network, verdict: Verdict, truth: Float) -> None:
     }
     assert verdict.removed is not None
     assert set(verdict.removed) == pairs
-    assert verdict.budget is not None
+    assert isinstance(verdict.budget, tuple)
     for layer, most in zip(network.layers, verdict.budget, strict=True):
         assert sum(number == layer.number for number, _ in pairs) <= most
     assert verdict.verdict is not Answer.ROBUST or truth.min() > -CLOSE

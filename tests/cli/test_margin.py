@@ -19,7 +19,8 @@ PROMISED_FIELDS = [
 ]  # fmt: skip
 MORE_FIELDS = [
     "decide", "norm", "method", "requested_target", "adversarial", "adversarial_label", "input_sha256",
-    "keep", "remove", "requested_layers", "total", "layers", "message", "requested_solver", "solver_options", "mean", "std",
+    "keep", "remove", "requested_layers", "total", "layers", "message", "requested_solver", "solver_options",
+    "mean", "std",
 ]  # fmt: skip
 HEADINGS = ["label", "pred", "verdict", "lower", "upper", "target", "removed", "nodes", "sec", "solver"]
 
