@@ -15,8 +15,9 @@ import importlib.util
 import pkgutil
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -142,8 +143,14 @@ def _in_tree(kind: Kind) -> dict[str, str]:
     return {stem.replace("_", "-"): f"{kind.package}.{stem}" for stem in stems if not stem.startswith("_")}
 
 
-def _third_party(kind: Kind) -> list[EntryPoint]:
-    return list(entry_points(group=kind.group))
+def _third_party(kind: Kind) -> tuple[EntryPoint, ...]:
+    return _installed(entry_points, kind.group)
+
+
+@cache
+def _installed(scan: Callable[..., Iterable[EntryPoint]], group: str) -> tuple[EntryPoint, ...]:
+    """The entry points of a group: looking through all that is installed takes milliseconds."""
+    return tuple(scan(group=group))
 
 
 def _plugin(kind: str, name: str) -> Any:
