@@ -401,7 +401,7 @@ def _compare(parser: argparse.ArgumentParser) -> None:
         "--bounds",
         default="alpha-crown",
         metavar="LIST",
-        help="alpha-crown (the tightest), crown, budget or interval (alpha-crown)",
+        help="lp (the tightest, slow), alpha-crown, crown, budget or interval (alpha-crown)",
     )
     group.add_argument(
         "--solver-option",
@@ -480,7 +480,7 @@ def _program(group: argparse._ArgumentGroup) -> None:
         "--bounds",
         default="alpha-crown",
         metavar="NAME",
-        help="alpha-crown (the tightest), crown, budget or interval (alpha-crown)",
+        help="lp (the tightest, slow), alpha-crown, crown, budget or interval (alpha-crown)",
     )
 
 
@@ -578,7 +578,7 @@ def _verify(parser: argparse.ArgumentParser) -> None:
         "--solver", default="auto", metavar="NAME", help="auto: the native search; or a MILP solver (auto)"
     )
     search.add_argument(
-        "--bounds", default="alpha-crown", metavar="NAME", help="alpha-crown, crown, budget or interval"
+        "--bounds", default="alpha-crown", metavar="NAME", help="lp, alpha-crown, crown, budget or interval"
     )
     search.add_argument(
         "--timeout", default="300", metavar="S", help="seconds in all; of a batch its own count (300)"
