@@ -163,7 +163,7 @@ def test_the_closed_form_equals_enumeration(tmp_path: Path, case: Case) -> None:
         assert not set(verdict.removed) & set(case.keep)
 
 
-@pytest.mark.parametrize("bounds", ["interval", "budget", "crown", "alpha-crown"])
+@pytest.mark.parametrize("bounds", ["interval", "budget", "crown", "alpha-crown", "lp"])
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=cases())
 def test_bounds_hold_for_all_masks(tmp_path: Path, bounds: str, case: Case) -> None:
