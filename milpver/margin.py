@@ -529,7 +529,10 @@ class _Search:
             worst = int(self.witness.margins(self.label).argmin())
             target, upper = self.targets[worst], self.best
             check = check_float32(network, self.query.context.replay, self.box, self.witness)
-            float32 = Float32Margin(check.margin(self.label, target), check.margin_error(self.label, target))
+            margin = check.margin(self.label, target)
+            # On the same side of 0 as in float64, float32's rounding need not be known.
+            same = (margin <= 0) == (upper <= 0)
+            float32 = Float32Margin(margin, 0.0 if same else check.margin_error(self.label, target))
             trusted = self.status is not Status.ERROR
             answer = judge(
                 rounded=self.rounded,

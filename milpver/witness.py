@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,19 +67,33 @@ def evaluate(
     return Witness(x, removed, logits)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Float32Check:
     """A witness in float32.
 
     Attributes:
+        network: the network.
+        witness: the point in float64.
         x: the float32 input, inside the exact box, float32 [inputs].
         logits: by ONNX Runtime on the original file with the mask applied, float32 [outputs].
-        error: bound on how far ``logits`` may lie from those of the float64 witness, float64 [outputs].
     """
 
+    network: Network
+    witness: Witness
     x: NDArray[np.float32]
     logits: NDArray[np.float32]
-    error: Float
+
+    @cached_property
+    def error(self) -> Float:
+        """Bound on how far ``logits`` may lie from those of the float64 witness, float64 [outputs].
+
+        It takes longer than the run itself, and is seldom asked for.
+        """
+        exact = self.witness.x
+        shift = np.abs(self.x.astype(np.float64) - exact)
+        found = float32_error(self.network, exact[None], self.witness.removed, input_error=shift[None])
+        error: Float = found[0]
+        return error
 
     def margin(self, label: int, target: int) -> float:
         """``f_label - f_target`` in float32."""
@@ -92,7 +107,4 @@ class Float32Check:
 def check_float32(network: Network, replay: Replay, box: Box, witness: Witness) -> Float32Check:
     """Run a witness in float32 on the original file."""
     x32 = box.clip_float32(witness.x)
-    logits = replay.outputs(x32[None], witness.removed)[0]
-    shift = np.abs(x32.astype(np.float64) - witness.x)
-    error = float32_error(network, witness.x[None], witness.removed, input_error=shift[None])[0]
-    return Float32Check(x32, logits, error)
+    return Float32Check(network, witness, x32, replay.outputs(x32[None], witness.removed)[0])
