@@ -192,7 +192,7 @@ def minima(
         return np.maximum(known, program.proven(cost, np.zeros((len(known), 0))))
     bound = known.copy()
     reached = np.zeros(len(known), dtype=np.bool_)
-    tolerance = _REACHED * (1.0 + np.abs(known))
+    close = known + _REACHED * np.where(np.isfinite(known), 1.0 + np.abs(known), 0.0)
     waiting: list[int] = []
     duals: list[Float] = []
 
@@ -213,7 +213,7 @@ def minima(
         if answer is None:
             continue
         x, y = answer
-        reached |= cost.slopes @ x + cost.constant <= known + tolerance
+        reached |= cost.slopes @ x + cost.constant <= close
         waiting.append(i)
         duals.append(y)
         if len(waiting) == _TOGETHER:
