@@ -208,7 +208,8 @@ class Relaxation:
                 q = np.concatenate(here)
                 limit = np.array([float(group.removable)])
                 self._close(np.zeros(len(q), np.int64), q, np.ones(len(q)), np.array([-np.inf]), limit)
-        parts, start = [], 0
+        nothing = np.zeros(0, dtype=np.int64)
+        parts, start = [(nothing, nothing, np.zeros(0))], 0
         for row, column, value, count in self._blocks:
             parts.append((row + start, column, value))
             start += count
@@ -217,8 +218,8 @@ class Relaxation:
         matrix.sum_duplicates()
         return LinearProgram(
             matrix,
-            np.concatenate([low for low, _ in self._sides]),
-            np.concatenate([high for _, high in self._sides]),
+            np.concatenate([np.zeros(0), *(low for low, _ in self._sides)]),
+            np.concatenate([np.zeros(0), *(high for _, high in self._sides)]),
             self._lower,
             self._upper,
         )

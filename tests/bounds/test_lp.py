@@ -42,6 +42,8 @@ def bounding(name: str) -> Bounding:
 
 def relaxed_minimum(program: Program) -> float:
     """The optimum of a program without its integrality, by SciPy."""
+    if program.columns == 0:
+        return program.offset
     found = linprog(
         program.objective,
         A_ub=sparse.vstack([program.matrix, -program.matrix]).tocsr()[_finite(program)],
@@ -250,6 +252,13 @@ def test_max_is_relaxed_between_its_entries_and_their_sum() -> None:
     rows = np.array([[[1.0], [-1.0]]])
     found = bounding("lp").bound(Graph(nodes), np.zeros((1, 1)), np.ones((1, 1)), Budget(), rows, "cpu")
     np.testing.assert_allclose(found.rows_lower[0], [0.5, -1.0], atol=1e-7)
+
+
+def test_a_network_of_active_neurons_needs_no_rows() -> None:
+    graph, rows = Graph((Input(2), Relu(0, 2))), np.array([[[1.0, -1.0]]])
+    found = bounding("lp").bound(graph, np.ones((1, 2)), np.full((1, 2), 3.0), Budget(), rows, "cpu")
+    assert found.rows_lower[0, 0] == pytest.approx(-2.0)
+    assert found.rows_lower[0, 0] <= -2.0
 
 
 @pytest.fixture(scope="module")
