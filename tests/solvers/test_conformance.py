@@ -664,8 +664,10 @@ def test_an_exception_in_should_stop_stops_the_solver_and_comes_out(solver: Solv
     assert_optimum(solve(solver, program_of([1], [], [], [], [2], [3], [0])), 2.0)
 
 
+#: What runs in the background of a shell starts with Ctrl-C ignored, which its children inherit.
 INTERRUPTED_SCRIPT = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, {folder!r})
 import importlib.util
 spec = importlib.util.spec_from_file_location("conformance", {file!r})

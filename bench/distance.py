@@ -1,0 +1,199 @@
+"""Exact distances to the decision boundary: ours against the papers' bisection and the plain MILP.
+
+    python -m bench.distance --nets NET.onnx[,NET.onnx] --data DIR [--images 3] [--limit 60] [--solver highs]
+
+For each network the first images that it classifies correctly, three ways in turn, one thread each:
+
+- ours: ``--solver auto``;
+- bisect: the papers' bisection on the radius, reference encoding, interval bounds, the MILP solver named;
+- plain: that program minimised directly.
+
+Norm L-inf, gap 1e-4, seconds from the input to the verdict; one that is not closed within the limit counts as
+the limit and shows its bracket. Peers join the table where they are installed: Marabou (maraboupy), by
+bisection to the same gap over all competing classes. Brackets that do not overlap are reported as WRONG, and the exit
+status is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bench._mnist_nets import correct, flat
+from milpver import __version__, registry
+from milpver.compare import host
+from milpver.data import load_data
+from milpver.distance import distances
+from milpver.errors import MilpverError
+from milpver.network import Network
+from milpver.onnx_import import load_network
+from milpver.query import Options
+from milpver.verdict import Status
+
+GAP = 1e-4
+#: Brackets of one distance may miss each other by a solver's tolerances.
+AGREE = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What one method made of one image.
+
+    Attributes:
+        seconds: time taken.
+        lower, upper: bracket of the distance.
+        solved: whether it is closed.
+    """
+
+    seconds: float
+    lower: float
+    upper: float
+    solved: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One image of one network."""
+
+    net: Network
+    image: NDArray[np.float32]
+    label: int
+    limit: float
+    domain: tuple[float, float]
+
+
+def milpver_run(case: Case, method: str, **options: str) -> Run:
+    """One of our own ways."""
+    (verdict,) = distances(
+        case.net,
+        case.image[None],
+        [case.label],
+        domain=case.domain,
+        method=method,
+        options=Options(**options, timeout=case.limit, gap=GAP, threads=1, device="cpu"),  # type: ignore[arg-type]  # names only
+    )
+    lower = 0.0 if verdict.lower is None else verdict.lower
+    upper = np.inf if verdict.upper is None else verdict.upper
+    return Run(verdict.seconds, lower, upper, verdict.status is Status.OPTIMAL)
+
+
+def marabou(case: Case) -> Run:
+    """Marabou by bisection: is there a point within the radius at which another class is level or ahead?"""
+    from maraboupy import Marabou  # noqa: PLC0415  a peer, seldom installed
+
+    begun = time.perf_counter()
+    lower, upper = 0.0, 1.0
+    while upper - lower > GAP:
+        radius, nearer = 0.5 * (lower + upper), False
+        for other in range(case.net.graph.outputs):
+            left = case.limit - (time.perf_counter() - begun)
+            if other == case.label or nearer:
+                continue
+            if left <= 1:
+                return Run(case.limit, lower, upper, False)
+            net = Marabou.read_onnx(str(case.net.path))
+            inputs, outputs = net.inputVars[0].flatten(), net.outputVars[0].flatten()
+            for variable, value in zip(inputs, case.image.astype(float), strict=True):
+                net.setLowerBound(variable, max(case.domain[0], value - radius))
+                net.setUpperBound(variable, min(case.domain[1], value + radius))
+            net.addInequality([outputs[case.label], outputs[other]], [1.0, -1.0], 0.0)
+            settings = Marabou.createOptions(timeoutInSeconds=int(left), verbosity=0, numWorkers=1)
+            code, _, _ = net.solve(verbose=False, options=settings)
+            if code not in ("sat", "unsat"):
+                return Run(case.limit, lower, upper, False)
+            nearer = code == "sat"
+        lower, upper = (lower, radius) if nearer else (radius, upper)
+    return Run(time.perf_counter() - begun, lower, upper, True)
+
+
+def methods(solver: str) -> dict[str, Callable[[Case], Run]]:
+    """The ways that can be tried here, ours first."""
+    reference = {"solver": solver, "encoding": "reference", "bounds": "interval"}
+    found: dict[str, Callable[[Case], Run]] = {
+        "ours": lambda case: milpver_run(case, "direct", solver="auto"),
+        f"bisect, {solver}": lambda case: milpver_run(case, "bisect", **reference),
+        f"plain, {solver}": lambda case: milpver_run(case, "direct", **reference),
+    }
+    if importlib.util.find_spec("maraboupy") is not None:
+        found["Marabou"] = marabou
+    else:
+        print("left out: Marabou, maraboupy is not installed", file=sys.stderr)
+    return found
+
+
+def shown(run: Run) -> str:
+    """A cell: seconds, and what is known where it is not closed."""
+    return f"{run.seconds:.3g}" if run.solved else f"≥ {run.seconds:.3g} [{run.lower:.4g}, {run.upper:.4g}]"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark and print the table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.distance",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--nets", required=True, metavar="LIST", help="ONNX files, joined by commas")
+    add("--data", required=True, type=Path, metavar="DIR", help="data, as milpver distance takes it")
+    add("--images", default=3, type=int, metavar="N", help="images a network (3)")
+    add("--limit", default=60.0, type=float, metavar="S", help="seconds an image and method (60)")
+    add("--solver", default="highs", metavar="NAME", help="backend of the papers' programs (highs)")
+    given = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    wrong: list[str] = []
+    try:
+        version = registry.load("solvers", given.solver).availability().version
+        ways = methods(given.solver)
+        data = load_data(given.data)
+        low, high = data.domain if data.domain is not None else (0.0, 1.0)
+        facts = host()
+        print(
+            f"{facts['cpu']}, {facts['cores']} cores; milpver {__version__}, {given.solver} {version}, gap {GAP:g}"
+        )
+        print(f"\n| net | image | d_bnd | {', s | '.join(ways)}, s | bisect over ours |")
+        print("|---|---:|---:|" + "---:|" * (len(ways) + 1), flush=True)
+        for name in given.nets.split(","):
+            net = load_network(Path(name))
+            ratios = []
+            for index in correct([net], data, given.images):
+                domain = (float(np.min(low)), float(np.max(high)))
+                case = Case(net, flat(data)[index], int(data.labels[index]), given.limit, domain)
+                runs = {way: run(case) for way, run in ways.items()}
+                ours = runs["ours"]
+                for way, run in runs.items():
+                    if run.lower > ours.upper + AGREE or ours.lower > run.upper + AGREE:
+                        wrong.append(f"{name} image {index}: ours [{ours.lower}, {ours.upper}], {way} {run}")
+                ratios.append(runs[f"bisect, {given.solver}"].seconds / max(ours.seconds, 1e-9))
+                cells = " | ".join(shown(run) for run in runs.values())
+                print(
+                    f"| {Path(name).stem} | {index} | {ours.upper:.5g} | {cells} | {ratios[-1]:.3g} |",
+                    flush=True,
+                )
+            print(
+                f"| {Path(name).stem} | median | | {' | ' * (len(ways) - 1)} | {statistics.median(ratios):.3g} |"
+            )
+    except (MilpverError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    for each in wrong:
+        print(f"WRONG: {each}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
