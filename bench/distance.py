@@ -10,8 +10,8 @@ For each network the first images that it classifies correctly, three ways in tu
 
 Norm L-inf, gap 1e-4, seconds from the input to the verdict; one that is not closed within the limit counts as
 the limit and shows its bracket. Peers join the table where they are installed: Marabou (maraboupy), by
-bisection to the same gap over all competing classes. Brackets that do not overlap are reported as WRONG, and the exit
-status is 1.
+bisection to the same gap over all competing classes. Brackets that do not overlap are reported as WRONG, and
+the exit status is 1.
 """
 
 from __future__ import annotations
@@ -159,9 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         data = load_data(given.data)
         low, high = data.domain if data.domain is not None else (0.0, 1.0)
         facts = host()
-        print(
-            f"{facts['cpu']}, {facts['cores']} cores; milpver {__version__}, {given.solver} {version}, gap {GAP:g}"
-        )
+        print(f"{facts['cpu']}, {facts['cores']} cores; milpver {__version__}, {given.solver} {version}")
         print(f"\n| net | image | d_bnd | {', s | '.join(ways)}, s | bisect over ours |")
         print("|---|---:|---:|" + "---:|" * (len(ways) + 1), flush=True)
         for name in given.nets.split(","):
@@ -181,9 +179,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     f"| {Path(name).stem} | {index} | {ours.upper:.5g} | {cells} | {ratios[-1]:.3g} |",
                     flush=True,
                 )
-            print(
-                f"| {Path(name).stem} | median | | {' | ' * (len(ways) - 1)} | {statistics.median(ratios):.3g} |"
-            )
+            middle = f"{statistics.median(ratios):.3g}"
+            print(f"| {Path(name).stem} | median | | {' | ' * (len(ways) - 1)} | {middle} |")
     except (MilpverError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
