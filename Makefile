@@ -36,7 +36,7 @@ demo: fresh $(STAMP)
 	$(BIN)/milpver demo
 
 test: fresh $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: fresh $(STAMP)
 	$(BIN)/python -m ruff check .
