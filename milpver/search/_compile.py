@@ -16,13 +16,15 @@ def compiled(function: _Function) -> _Function:
     """Compile a function to machine code at its first call, and keep the code on disk for the next process.
 
     Sums may be reordered and products fused with sums, which the rounding bound allows for; NaN and infinity
-    keep their meaning.
+    keep their meaning. Where nothing can be written to disk, every process compiles anew.
     """
     options: dict[str, Any] = {
-        "cache": True,
         "nogil": True,
         "error_model": "numpy",
         "fastmath": {"reassoc", "contract", "nsz"},
         "_nrt": False,  # nothing is allocated inside, so that no reference has to be counted
     }
-    return cast(_Function, numba.njit(**options)(function))
+    try:
+        return cast(_Function, numba.njit(cache=True, **options)(function))
+    except RuntimeError:  # numba has found no folder for its cache
+        return cast(_Function, numba.njit(**options)(function))
