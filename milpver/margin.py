@@ -199,6 +199,8 @@ def _batch(
             search.run(bounds.of(place[i]), None if masks is None else masks[place[i]])
         else:
             search.status = Status.MISCLASSIFIED
+        if workers > 1:
+            search.clock.stop()  # what it waits for its turn is not its time
         return search
 
     # The compiled search runs on one thread: several inputs are searched side by side.

@@ -38,11 +38,16 @@ class Clock:
     def __init__(self, limit: float, spent: float = 0.0) -> None:
         self._start = time.perf_counter() - spent
         self._limit = limit
+        self._end: float | None = None
+
+    def stop(self) -> None:
+        """Let no more time pass."""
+        self._end = time.perf_counter()
 
     @property
     def seconds(self) -> float:
         """Seconds spent."""
-        return time.perf_counter() - self._start
+        return (time.perf_counter() if self._end is None else self._end) - self._start
 
     @property
     def remaining(self) -> float:

@@ -104,3 +104,11 @@ def test_constant_fields_say_what_was_run(network: Network) -> None:
 def test_unknown_plugins_are_named(network: Network, kind: str) -> None:
     with pytest.raises(PluginError, match="nothing"):
         RunContext.create(network, Options(**{kind: "nothing"}))  # type: ignore[arg-type]  # a name by its kind
+
+
+def test_a_clock_that_is_stopped_stands_still() -> None:
+    clock = Clock(10.0, spent=1.0)
+    clock.stop()
+    seconds, remaining = clock.seconds, clock.remaining
+    assert 1.0 <= seconds < 2.0
+    assert (clock.seconds, clock.remaining) == (seconds, remaining)
