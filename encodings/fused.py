@@ -48,9 +48,7 @@ def relu_unstable(emission: Emission, index: int) -> Values:
 
 def gated_relu(emission: Emission, index: int) -> Values:
     """Encode a Gate with a budget together with the Relu in front of it."""
-    gate = emission.graph.nodes[index]
-    if not isinstance(gate, Gate):
-        raise TypeError(f"node {index} is not a Gate")
+    gate = emission.graph.gate(index)
     (source,) = emission.graph.nodes[gate.source].sources
     z = emission.materialise(source)
     known = z.column < 0

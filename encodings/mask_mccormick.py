@@ -17,9 +17,7 @@ from milpver.graph import Gate
 
 def mask_mccormick(emission: Emission, index: int) -> Values:
     """Add m for every gate and p for every entry of a Gate node with a budget."""
-    node = emission.graph.nodes[index]
-    if not isinstance(node, Gate):
-        raise TypeError(f"node {index} is not a Gate")
+    node = emission.graph.gate(index)
     lower, upper = emission.lower(node.source), emission.upper(node.source)
     v = emission.columns_of(node.source)
     m = emission.builder.add_binaries(f"m{index}", node.gates)

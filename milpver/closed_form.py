@@ -64,9 +64,7 @@ def worst_masks(graph: Graph, budget: Budget, values: Float, rows: Float) -> NDA
     """
     group: BudgetGroup = budget.groups[0]
     (index,) = group.nodes
-    gate = graph.nodes[index]
-    if not isinstance(gate, Gate):
-        raise TypeError(f"node {index} is not a Gate")
+    gate = graph.gate(index)
     share = _per_gate(_pulled_back(graph, index, rows) * values[:, None, :], gate)
     kept, gone = budget.forced(index, gate.gates)
     removed = _largest(np.where(kept | gone, -np.inf, share), budget.left(group))[0]
@@ -161,10 +159,7 @@ class ClosedForm:
 
     @cached_property
     def _gate(self) -> Gate:
-        gate = self.graph.nodes[self.node]
-        if not isinstance(gate, Gate):
-            raise TypeError(f"node {self.node} is not a Gate")
-        return gate
+        return self.graph.gate(self.node)
 
     @cached_property
     def _behind(self) -> tuple[int, ...]:

@@ -22,7 +22,6 @@ from milpver.attack.boundary import closest_adversarials, onto_boundary
 from milpver.bounding import Bounds
 from milpver.encoder import Encoded, encode
 from milpver.errors import QueryError, SolverUnavailableError
-from milpver.graph import Gate
 from milpver.linear import Float, Int
 from milpver.network import Network
 from milpver.query import Budget, Domain, Options, ball, check_inputs, forced_pairs, parse_budget
@@ -127,12 +126,8 @@ def pruned_network(
         QueryError: neurons that the network does not have, or a whole layer.
     """
     budget = parse_budget(None, network, remove=remove)
-    nodes = {
-        node: gate
-        for node in {node for node, _ in budget.gone}
-        if isinstance(gate := network.graph.nodes[node], Gate)
-    }
-    removed = {node: budget.forced(node, gate.gates)[1] for node, gate in nodes.items()}
+    nodes = {node for node, _ in budget.gone}
+    removed = {node: budget.forced(node, network.graph.gate(node).gates)[1] for node in nodes}
     return without(network, removed), forced_pairs(network, budget.gone)
 
 

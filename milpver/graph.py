@@ -164,6 +164,17 @@ class Graph:
         """Indices of the Gate nodes, in order."""
         return tuple(i for i, node in enumerate(self.nodes) if isinstance(node, Gate))
 
+    def gate(self, index: int) -> Gate:
+        """The Gate node at an index.
+
+        Raises:
+            TypeError: another kind of node is there.
+        """
+        node = self.nodes[index]
+        if not isinstance(node, Gate):
+            raise TypeError(f"node {index} is not a Gate")
+        return node
+
     def evaluate(self, x: Float, removed: Masks | None = None) -> Float:
         """Outputs of a batch in float64.
 

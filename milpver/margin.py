@@ -23,7 +23,6 @@ from milpver.closed_form import ClosedForm, closed_form_gate, worst_masks
 from milpver.deviation import deviation_screen
 from milpver.encoder import Encoded, encode
 from milpver.errors import QueryError, SolverUnavailableError
-from milpver.graph import Gate
 from milpver.linear import Float
 from milpver.network import Network
 from milpver.program import Program
@@ -321,10 +320,7 @@ class _Search:
 
     def nothing_removed(self) -> dict[int, NDArray[np.bool_]]:
         """The mask that removes nothing beside what is removed in every mask."""
-        budget = self.query.budget
-        nodes = [node for group in budget.groups for node in group.nodes]
-        gates = [(index, self.graph.nodes[index]) for index in nodes]
-        return {index: budget.forced(index, gate.gates)[1] for index, gate in gates if isinstance(gate, Gate)}
+        return self.query.budget.least(self.graph)
 
     def offer(self, x: Float, removed: Mapping[int, NDArray[np.bool_]]) -> None:
         """Replay a candidate; its margins bound every class from above."""

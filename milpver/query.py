@@ -89,6 +89,11 @@ class Budget:
             state[[gate for place, gate in pairs if place == node]] = True
         return kept, gone
 
+    def least(self, graph: Graph) -> dict[int, NDArray[np.bool_]]:
+        """The smallest admissible mask: what is removed for certain, Gate node of a group -> bool [gates]."""
+        nodes = [node for group in self.groups for node in group.nodes]
+        return {node: self.forced(node, graph.gate(node).gates)[1] for node in nodes}
+
     def left(self, group: BudgetGroup) -> int:
         """Removals that a group allows beside those that are forced, at least 0."""
         return group.removable - sum(node in group.nodes for node, _ in self.gone)

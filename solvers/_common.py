@@ -8,6 +8,7 @@ The underscore keeps this file out of the registry.
 from __future__ import annotations
 
 import difflib
+import importlib
 import re
 import signal
 import threading
@@ -17,12 +18,13 @@ from dataclasses import dataclass, field, replace
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from milpver.errors import QueryError
+from milpver.errors import QueryError, SolverUnavailableError
 from milpver.linear import Float
 from milpver.program import Program
 from milpver.registry import near
@@ -615,6 +617,22 @@ def _known_value(program: Program, start: Float | None) -> float:
         return np.inf
     point = np.where(program.integer, np.round(start), start)
     return program.value(point) if program.violation(point) <= 1e-9 else np.inf
+
+
+def imported(solver: str, module: str, package: str) -> ModuleType:
+    """A solver's package, which is needed only to solve.
+
+    Raises:
+        SolverUnavailableError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise SolverUnavailableError(
+            f"solver {solver}: {error}",
+            needed=f"the package {package}",
+            fix=f"pip install {package.casefold()}",
+        ) from error
 
 
 def package_availability(module: str, distribution: str, fix: str, limits: str = "") -> Availability:

@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from milpver.solvers._common import (
     Traits,
     Watch,
     converted_option,
+    imported,
     package_availability,
     reserved_option,
     settled,
@@ -121,14 +123,8 @@ class Copt:
             raise _licence_error(error, program) or error from None
 
 
-def _coptpy() -> Any:
-    try:
-        import coptpy  # noqa: PLC0415 - an extra, needed only to solve
-    except ImportError as error:
-        raise SolverUnavailableError(
-            f"solver copt: {error}", needed="the package coptpy", fix="pip install coptpy"
-        ) from error
-    return coptpy
+def _coptpy() -> ModuleType:
+    return imported("copt", "coptpy", "coptpy")
 
 
 def _licence_error(error: Any, program: Program) -> SolverUnavailableError | None:

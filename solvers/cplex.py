@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from milpver.solvers._common import (
     Traits,
     Watch,
     converted_option,
+    imported,
     package_availability,
     reserved_option,
     settled,
@@ -114,14 +116,8 @@ class Cplex:
             raise _licence_error(error, program) or error from None
 
 
-def _cplex() -> Any:
-    try:
-        import cplex  # noqa: PLC0415 - an extra, needed only to solve
-    except ImportError as error:
-        raise SolverUnavailableError(
-            f"solver cplex: {error}", needed="the package cplex", fix="pip install cplex"
-        ) from error
-    return cplex
+def _cplex() -> ModuleType:
+    return imported("cplex", "cplex", "cplex")
 
 
 def _licence_error(error: Any, program: Program) -> SolverUnavailableError | None:

@@ -24,6 +24,7 @@ from milpver.solvers._common import (
     Traits,
     Watch,
     converted_option,
+    imported,
     package_availability,
     reserved_option,
     solved,
@@ -124,13 +125,7 @@ class Gurobi:
 
 
 def _gurobipy() -> ModuleType:
-    try:
-        import gurobipy  # noqa: PLC0415 - an extra, needed only to solve
-    except ImportError as error:
-        raise SolverUnavailableError(
-            f"solver gurobi: {error}", needed="the package gurobipy", fix="pip install gurobipy"
-        ) from error
-    return gurobipy
+    return imported("gurobi", "gurobipy", "gurobipy")
 
 
 def _licence_error(error: Any, program: Program) -> SolverUnavailableError | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from milpver.errors import QueryError, SolverUnavailableError
+from milpver.errors import QueryError
 from milpver.linear import Float
 from milpver.program import Program
 from milpver.solver import Availability, Limits, Progress, Solution, Stop
@@ -23,6 +23,7 @@ from milpver.solvers._common import (
     Traits,
     Watch,
     converted_option,
+    imported,
     package_availability,
     parse_bool,
     reserved_option,
@@ -119,13 +120,7 @@ class Highs:
 
 
 def _highspy() -> ModuleType:
-    try:
-        import highspy  # noqa: PLC0415 - 0.1 s, needed only to solve
-    except ImportError as error:
-        raise SolverUnavailableError(
-            f"solver highs: {error}", needed="the package highspy", fix="pip install highspy"
-        ) from error
-    return highspy
+    return imported("highs", "highspy", "highspy")
 
 
 def _settings(highspy: ModuleType, limits: Limits, options: Mapping[str, str]) -> dict[str, Any]:

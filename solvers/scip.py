@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from milpver.errors import QueryError, SolverUnavailableError
+from milpver.errors import QueryError
 from milpver.linear import Float
 from milpver.program import Program
 from milpver.solver import Availability, Limits, Progress, Solution, Stop
@@ -23,6 +23,7 @@ from milpver.solvers._common import (
     Traits,
     Watch,
     converted_option,
+    imported,
     package_availability,
     parse_bool,
     reserved_option,
@@ -107,13 +108,7 @@ class Scip:
 
 
 def _pyscipopt() -> ModuleType:
-    try:
-        import pyscipopt  # noqa: PLC0415 - an extra, needed only to solve
-    except ImportError as error:
-        raise SolverUnavailableError(
-            f"solver scip: {error}", needed="the package PySCIPOpt", fix="pip install pyscipopt"
-        ) from error
-    return pyscipopt
+    return imported("scip", "pyscipopt", "PySCIPOpt")
 
 
 def _settings(pyscipopt: ModuleType, limits: Limits, options: Mapping[str, str]) -> dict[str, Any]:

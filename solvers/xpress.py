@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from milpver.solvers._common import (
     Traits,
     Watch,
     converted_option,
+    imported,
     package_availability,
     reserved_option,
     settled,
@@ -109,14 +111,8 @@ class Xpress:
             raise _licence_error(error, program) or error from None
 
 
-def _xpress() -> Any:
-    try:
-        import xpress  # noqa: PLC0415 - an extra, needed only to solve
-    except ImportError as error:
-        raise SolverUnavailableError(
-            f"solver xpress: {error}", needed="the package xpress", fix="pip install xpress"
-        ) from error
-    return xpress
+def _xpress() -> ModuleType:
+    return imported("xpress", "xpress", "xpress")
 
 
 def _licence_error(error: Exception, program: Program) -> SolverUnavailableError | None:

@@ -285,7 +285,7 @@ class MaskAttack:
     # -------------------------------------------------------------------------------------------- masks
 
     def _gates(self, node: int) -> int:
-        return _gate(self.graph, node).gates
+        return self.graph.gate(node).gates
 
     def _none(self) -> Removed:
         """Nothing removed, a row an image."""
@@ -512,7 +512,7 @@ def row_norms(graph: Graph, gate: int, order: int) -> Float:
         float64 [gates]; over all entries of a gate that has several.
     """
     node = graph.nodes[gate]
-    entries = _gate(graph, gate)
+    entries = graph.gate(gate)
     while not isinstance(node, Affine):
         if isinstance(node, Input):
             raise QueryError(
@@ -534,13 +534,6 @@ def row_norms(graph: Graph, gate: int, order: int) -> Float:
     summed: Float = np.zeros(entries.gates)
     np.add.at(summed, entries.owner, total)
     return summed if order == 1 else np.sqrt(summed)
-
-
-def _gate(graph: Graph, node: int) -> Gate:
-    gate = graph.nodes[node]
-    if not isinstance(gate, Gate):
-        raise TypeError(f"node {node} is not a Gate")
-    return gate
 
 
 def _largest(values: Float, count: int) -> NDArray[np.bool_]:

@@ -135,7 +135,7 @@ class TensorOracle:
         masks = {node: self._tensors.tensor((~removed[node]).astype(np.float64)) for node in removed}
         for node in self._gates:
             if node not in masks:
-                masks[node] = self._tensors.tensor(np.ones((len(x), _gate(self._tensors.graph, node).gates)))
+                masks[node] = self._tensors.tensor(np.ones((len(x), self._tensors.graph.gate(node).gates)))
             masks[node].requires_grad_()
         self._leaves = [start, *(masks[node] for node in self._gates)]
         self._output = evaluate(self._tensors, start, masks)
@@ -280,7 +280,7 @@ class _Run:
         if self._budget is not None and self._graph is not None:
             for group in self._budget.groups:
                 for node in group.nodes:
-                    forced = self._budget.forced(node, _gate(self._graph, node).gates)[1]
+                    forced = self._budget.forced(node, self._graph.gate(node).gates)[1]
                     self._removed[node] = np.tile(forced, (count, 1))
         # How much chance there is in the choice of masks: none in the first restarts, then more and more.
         self._noise = np.linspace(0.0, 1.5, restarts).repeat(goal.alternatives)[:, None]
@@ -352,10 +352,3 @@ class _Run:
                 width = gates[node].shape[1]
                 self._removed[node] = chosen[:, start : start + width]
                 start += width
-
-
-def _gate(graph: Graph, node: int) -> Gate:
-    gate = graph.nodes[node]
-    if not isinstance(gate, Gate):
-        raise TypeError(f"node {node} is not a Gate")
-    return gate

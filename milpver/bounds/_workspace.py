@@ -173,10 +173,7 @@ class Workspace:
 
     def gate(self, index: int) -> Gate:
         """A node that is a Gate."""
-        node = self.graph.nodes[index]
-        if not isinstance(node, Gate):
-            raise TypeError(f"node {index} is not a Gate")
-        return node
+        return self.graph.gate(index)
 
     def owner(self, index: int) -> torch.Tensor:
         """The gate of each entry of a Gate node, int64 [size]."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from milpver.attack.masks import row_norms
 from milpver.attack.pgd import TensorOracle
 from milpver.errors import QueryError
-from milpver.graph import Gate, Graph
+from milpver.graph import Graph
 from milpver.linear import Float
 from milpver.query import Budget
 
@@ -62,7 +62,7 @@ def scores(
         return {node: row_norms(graph, node, 1 if method == "l1" else 2) for node in nodes}
     if method == "random":
         rng = np.random.default_rng(seed)
-        return {node: rng.random(_gate(graph, node).gates) for node in nodes}
+        return {node: rng.random(graph.gate(node).gates) for node in nodes}
     if inputs is None or labels is None or len(inputs) == 0:
         raise QueryError(
             f"--method {method} without data",
@@ -76,14 +76,14 @@ def scores(
 
 def _mean_activations(graph: Graph, nodes: list[int], inputs: Float) -> dict[int, Float]:
     """Means over the data of each gate's values; of a gate with several entries over these too."""
-    total = {node: np.zeros(_gate(graph, node).gates) for node in nodes}
+    total = {node: np.zeros(graph.gate(node).gates) for node in nodes}
     for start in range(0, len(inputs), _CHUNK):
         values = graph.trace(inputs[start : start + _CHUNK])
         for node in nodes:
-            gate = _gate(graph, node)
+            gate = graph.gate(node)
             np.add.at(total[node], gate.owner, values[node].sum(axis=0))
     return {
-        node: total[node] / (len(inputs) * np.maximum(np.bincount(_gate(graph, node).owner), 1))
+        node: total[node] / (len(inputs) * np.maximum(np.bincount(graph.gate(node).owner), 1))
         for node in nodes
     }
 
@@ -95,7 +95,7 @@ def _taylor(graph: Graph, nodes: list[int], inputs: Float, labels: NDArray[np.in
     from milpver.bounds._tensors import TensorGraph  # noqa: PLC0415  as above
 
     oracle = TensorOracle(TensorGraph(graph, torch.device("cpu")), nodes)
-    total = {node: np.zeros(_gate(graph, node).gates) for node in nodes}
+    total = {node: np.zeros(graph.gate(node).gates) for node in nodes}
     for start in range(0, len(inputs), _CHUNK):
         outputs = oracle.forward(inputs[start : start + _CHUNK], {})
         shifted = np.exp(outputs - outputs.max(axis=1, keepdims=True))
@@ -125,10 +125,3 @@ def least_important(budget: Budget, importance: Mapping[int, Float]) -> dict[int
         ends = np.cumsum([len(importance[node]) for node in group.nodes])[:-1]
         removed |= dict(zip(group.nodes, np.split(gone, ends), strict=True))
     return removed
-
-
-def _gate(graph: Graph, node: int) -> Gate:
-    gate = graph.nodes[node]
-    if not isinstance(gate, Gate):
-        raise TypeError(f"node {node} is not a Gate")
-    return gate

@@ -72,16 +72,10 @@ class MaskBranching:
         self.closed: Float = np.full(alternatives.count, np.inf)
         self.nodes = 0
         self.gate_nodes = [(node, g) for g, group in enumerate(budget.groups) for node in group.nodes]
-        self.sizes = [self._gate(node).gates for node, _ in self.gate_nodes]
+        self.sizes = [self.tensors.graph.gate(node).gates for node, _ in self.gate_nodes]
         self.group = torch.repeat_interleave(
             torch.tensor([g for _, g in self.gate_nodes]), torch.tensor(self.sizes)
         ).to(tensors.device)
-
-    def _gate(self, node: int) -> Gate:
-        gate = self.tensors.graph.nodes[node]
-        if not isinstance(gate, Gate):
-            raise TypeError(f"node {node} is not a Gate")
-        return gate
 
     def run(self, limits: SearchLimits) -> SearchResult:
         """Search until nothing is open, the sign is decided, or the limits say stop."""
@@ -179,9 +173,9 @@ class MaskBranching:
         for (node, _), a, size in self.places():
             c = arrived.get(node)
             if c is not None:
-                source = self._gate(node).source
-                low, high = space.lows[source].unsqueeze(1), space.highs[source].unsqueeze(1)
-                taken = per_gate(torch.maximum(c * low, c * high), self._gate(node)).clamp(min=0.0)
+                gate = self.tensors.graph.gate(node)
+                low, high = space.lows[gate.source].unsqueeze(1), space.highs[gate.source].unsqueeze(1)
+                taken = per_gate(torch.maximum(c * low, c * high), gate).clamp(min=0.0)
                 score[:, a : a + size] = taken.amax(dim=1)
         score = score.masked_fill(~free, -1.0)
         most, nodes.branch = score.max(dim=1)

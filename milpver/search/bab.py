@@ -121,7 +121,7 @@ class MaskSearch:
         self._upper: Float = np.full(len(rows), np.inf)
         self._gate_nodes = [node for group in budget.groups for node in group.nodes]
         self._groups = [g for g, group in enumerate(budget.groups) for _ in group.nodes]
-        sizes = [self._gate(node).gates for node in self._gate_nodes]
+        sizes = [tensors.graph.gate(node).gates for node in self._gate_nodes]
         self._starts = np.concatenate([[0], np.cumsum(sizes)]).tolist()
         self._layout: _Layout | None = None
         self._presorted: dict[int, SortedShares] = {}
@@ -160,12 +160,6 @@ class MaskSearch:
                 self._sort(self._children(parents, limits), frontier, closed, limits)
         lower = np.maximum(np.minimum(closed, frontier.smallest(len(self._rows))), first)
         return SearchResult(lower, first, self._nodes, stop)
-
-    def _gate(self, node: int) -> Gate:
-        gate = self._tensors.graph.nodes[node]
-        if not isinstance(gate, Gate):
-            raise TypeError(f"node {node} is not a Gate")
-        return gate
 
     def _alive(self, lower: torch.Tensor, limits: SearchLimits) -> torch.Tensor:
         """Rows of nodes that may still matter, bool [nodes, rows]."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from milpver.bounds._crown import Multipliers, crown_bounds
 from milpver.bounds._tensors import TensorGraph
 from milpver.bounds._workspace import Workspace
-from milpver.graph import Gate, Max
+from milpver.graph import Max
 from milpver.linear import Float, Int
 from milpver.query import Budget
 from milpver.search._alternatives import Alternatives, OfferInputs, corners
@@ -123,14 +123,7 @@ class BoxSearch:
             tensors = TensorGraph(masked(self._tensors.graph, removed), self._tensors.device)
             return BoxSearch(tensors, Budget(), *box, given, offer).run(limits)
 
-        nothing = search_mask(
-            {
-                node: self._budget.forced(node, gate.gates)[1]
-                for group in self._budget.groups
-                for node in group.nodes
-                if isinstance(gate := self._tensors.graph.nodes[node], Gate)
-            }
-        )
+        nothing = search_mask(self._budget.least(self._tensors.graph))
         if nothing.stop is not Stop.OPTIMAL:
             # Nothing is proven about the other masks.
             none: Float = np.full(len(given), -np.inf)

@@ -166,12 +166,8 @@ class ChainSearch:
         self._layers = layers
         self._budget = budget
         self._offer = offer
-        gate = graph.nodes[layers.start]
-        if not isinstance(gate, Gate):
-            raise TypeError(f"node {layers.start} is not a Gate")
-        self._gate = gate
-        self._nodes = {node: graph.nodes[node] for node in layers.gates if node is not None}
-        matrix, loose = _effective(layers.inner, gate, values)
+        self._gates = {node: graph.gate(node) for node in layers.gates if node is not None}
+        matrix, loose = _effective(layers.inner, self._gates[layers.start], values)
         #: The gates of layer 0 that do anything.
         self._used = np.flatnonzero((matrix != 0).any(axis=0))
         self._chain, self._low, self._high = self._built(matrix[:, self._used], loose, rows)
@@ -310,10 +306,7 @@ class ChainSearch:
         parts = []
         for t, node in enumerate(self._layers.gates):
             if node is not None:
-                gate = self._nodes[node]
-                if not isinstance(gate, Gate):
-                    raise TypeError(f"node {node} is not a Gate")
-                forced = self._budget.forced(node, gate.gates)
+                forced = self._budget.forced(node, self._gates[node].gates)
                 parts.append(tuple(state[self._used] for state in forced) if t == 0 else forced)
         kept, gone = (np.concatenate(state) for state in zip(*parts, strict=True))
         return kept, gone
@@ -335,13 +328,10 @@ class ChainSearch:
         for t, node in enumerate(self._layers.gates):
             if node is None:
                 continue
-            gate = self._nodes[node]
-            if not isinstance(gate, Gate):
-                raise TypeError(f"node {node} is not a Gate")
             width = int(self._chain.sizes[t])
             part = found[:, at : at + width]
             if t == 0:
-                masks[node] = np.tile(self._budget.forced(node, gate.gates)[1], (len(found), 1))
+                masks[node] = np.tile(self._budget.forced(node, self._gates[node].gates)[1], (len(found), 1))
                 masks[node][:, self._used] = part
             else:
                 masks[node] = part
