@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from milpver.graph import Graph
 from milpver.linear import Float
@@ -79,3 +80,25 @@ def margin_rows(labels: tuple[int, ...], outputs: int) -> Float:
     """The rows ``f_label - f_j`` for every j != label in order, float64 [batch, outputs - 1, outputs]."""
     eye = np.eye(outputs)
     return np.stack([eye[label] - np.delete(eye, label, axis=0) for label in labels])
+
+
+def other_classes(labels: NDArray[np.int64], outputs: int) -> NDArray[np.int64]:
+    """Every j != label in order, int64 [batch, outputs - 1]."""
+    classes = np.arange(outputs - 1)
+    others: NDArray[np.int64] = classes + (classes >= labels[:, None])
+    return others
+
+
+def label_margins(logits: Float, labels: NDArray[np.int64]) -> Float:
+    """``f_label - f_j`` for every j != label in order, under several masks.
+
+    Args:
+        logits: float64 [batch, masks, outputs].
+        labels: int64 [batch].
+
+    Returns:
+        float64 [batch, masks, outputs - 1].
+    """
+    others = other_classes(labels, logits.shape[2])[:, None, :]
+    found: Float = np.take_along_axis(logits, labels[:, None, None], axis=2)
+    return found - np.take_along_axis(logits, others, axis=2)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from milpver.bounding import margin_rows
+from milpver.bounding import label_margins, margin_rows
 from milpver.bounds._rounding import gamma
 from milpver.graph import Affine, Gate, Graph, Input, Max, Relu
 from milpver.linear import Float, LinearMap, magnitude
@@ -300,11 +300,6 @@ class ClosedForm:
         batch, classes, gates = masks.shape
         removed = np.concatenate([np.broadcast_to(gone, (batch, 1, gates)), masks], axis=1)
         removed = removed.reshape(-1, gates)
-        logits = self.graph.resumed(values, self.node, self._behind, removed, classes + 1)
+        logits = self.graph.resumed(values, {self.node: removed}, self._behind, classes + 1)
         scale = np.abs(logits).reshape(batch, -1).max(axis=1)
-        logits = logits.reshape(batch, classes + 1, -1)
-        others = np.arange(classes) + (np.arange(classes) >= labels[:, None])
-        label = np.broadcast_to(labels[:, None, None], (batch, classes + 1, 1))
-        other = np.broadcast_to(others[:, None, :], (batch, classes + 1, classes))
-        found = np.take_along_axis(logits, label, axis=2) - np.take_along_axis(logits, other, axis=2)
-        return found, scale
+        return label_margins(logits.reshape(batch, classes + 1, -1), labels), scale

@@ -198,30 +198,30 @@ class Graph:
     def resumed(
         self,
         values: Sequence[Float],
-        gate: int,
+        removed: Masks,
         behind: Sequence[int],
-        removed: NDArray[np.bool_],
         repeat: int,
     ) -> Float:
-        """Outputs under several masks of one gate, from a trace: only what depends on the gate is computed.
+        """Outputs under several masks, from a trace: only what depends on the first gate is computed.
 
         Args:
             values: of every node without removals, float64 [batch, size] each.
-            gate: the Gate node.
-            behind: all nodes that depend on it, ascending.
-            removed: its masks, ``repeat`` in a row for each input, bool [batch * repeat, gates].
+            removed: masks, ``repeat`` in a row for each input, Gate node -> bool [batch * repeat, gates];
+                gates but the first depend on the first.
+            behind: all nodes that depend on the first gate, ascending.
             repeat: masks an input.
 
         Returns:
             float64 [batch * repeat, outputs].
         """
         again: list[Float] = [np.zeros(0)] * len(self.nodes)
-        nothing = np.zeros((len(removed), 0))  # no node behind a gate reads the input itself
+        gate = min(removed)
+        nothing = np.zeros((len(removed[gate]), 0))  # no node behind a gate reads the input itself
         read = {source for index in (gate, *behind) for source in self.nodes[index].sources}
         for source in read - {gate, *behind}:
             again[source] = np.repeat(values[source], repeat, axis=0)
         for index in (gate, *behind):
-            again[index] = _value(index, self.nodes[index], again, nothing, {gate: removed})
+            again[index] = _value(index, self.nodes[index], again, nothing, removed)
         return again[-1]
 
     def pullback(self, values: list[Float], rows: Float, removed: Masks | None = None) -> Float:

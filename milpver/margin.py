@@ -12,12 +12,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from milpver import registry
+from milpver.batch_answers import Batch
 from milpver.bounding import Bounds, margin_rows
+from milpver.chain_answers import chain_answers
 from milpver.closed_answers import closed_answers
 from milpver.closed_form import ClosedForm, closed_form_gate, worst_masks
 from milpver.deviation import deviation_screen
@@ -30,7 +33,7 @@ from milpver.query import Box, Budget, Domain, Options, ball, check_inputs, forc
 from milpver.run import Clock, RunContext, status_of
 from milpver.search.bab import MaskSearch, SearchLimits, SearchResult, torch_threads
 from milpver.search.box import BoxSearch
-from milpver.search.chain import ChainSearch, Layers, chain_of, prefix_values, warm_up
+from milpver.search.chain import Chains, ChainSearch, chain_of, prefix_values, warm_up
 from milpver.solver import Stop
 from milpver.verdict import (
     SOLVER_TOLERANCE,
@@ -48,10 +51,11 @@ __all__ = ["margins"]
 
 #: Inputs whose bounds are computed together.
 BATCH = 32
-#: The same where the closed form answers, which needs no more than intervals.
-CLOSED_FORM_BATCH = 512
+#: The same where the closed form answers, which needs no more than intervals, or brief compiled searches do.
+CLOSED_FORM_BATCH, CHAIN_BATCH = 512, 64
 #: Bytes that open nodes of a native search may take where the user sets no limit.
 DEFAULT_MEMORY = 1 << 30
+_Item = TypeVar("_Item")
 _UNMET = "the solver finished, but its bound and the replayed witness do not meet"
 
 
@@ -62,7 +66,7 @@ class _Query:
     Attributes:
         context, budget, radius, domain: the question, and how it is answered.
         form: the closed form, or None where there is none.
-        chain: the network as a chain, for the compiled native search; None where that does not answer.
+        chains: the compiled native search, where the network is a chain; None where that does not answer.
     """
 
     context: RunContext
@@ -70,7 +74,7 @@ class _Query:
     radius: float
     domain: Domain | None
     form: ClosedForm | None
-    chain: Layers | None
+    chains: Chains | None
 
 
 def margins(
@@ -110,16 +114,19 @@ def margins(
     check_inputs(network, inputs, labels, domain)
     context = RunContext.create(network, options or Options(), should_stop)
     gate = closed_form_gate(network.graph, budget) if radius == 0 and closed_form else None
-    chain = None
+    chains = None
     if radius == 0 and gate is None and context.native and context.tensors.device.type == "cpu":
         chain = chain_of(network.graph, budget)
-    if chain is not None:
-        warm_up()  # compiling is no input's time
+        if chain is not None:
+            warm_up()  # compiling is no input's time
+            chains = Chains(chain, network.graph, budget)
     form = None if gate is None else ClosedForm(network.graph, budget, gate)
-    query = _Query(context, budget, radius, domain, form, chain)
+    query = _Query(context, budget, radius, domain, form, chains)
     proven = _screened(query, inputs, labels)
     places = indices if indices is not None else range(len(inputs))
-    size = BATCH if query.form is None else CLOSED_FORM_BATCH
+    size = BATCH if form is None else CLOSED_FORM_BATCH
+    if chains is not None and chains.brief:
+        size = CHAIN_BATCH
     for start in range(0, len(inputs), size):
         part = slice(start, start + size)
         yield from _batch(query, inputs[part], labels[part], places[part], proven[part])
@@ -156,19 +163,25 @@ def _batch(
     # There is nothing to compute for an input that is misclassified already.
     asked = [i for i, label in enumerate(labels) if label == predicted[i] and proven[i] is None]
     answered: dict[int, Verdict] = {}
-    if query.form is not None and asked:
-        places, classes = [int(indices[i]) for i in asked], np.array([int(labels[i]) for i in asked])
-        at = [each[asked] for each in trace]
-        found = closed_answers(query.form, context, inputs[asked], classes, places, at, query.domain)
+    search_of: Callable[[int], ChainSearch] | None = None
+    if asked and (query.form is not None or query.chains is not None):
+        batch = Batch(
+            context,
+            query.budget,
+            query.domain,
+            inputs[asked],
+            np.array([int(labels[i]) for i in asked]),
+            [int(indices[i]) for i in asked],
+            [each[asked] for each in trace],
+        )
+        found, search_of = _together(query, batch, started)
         answered = {asked[k]: verdict for k, verdict in found.items()}
-        asked = [i for i in asked if i not in answered]
+    searchable = {i: k for k, i in enumerate(asked)}
+    asked = [i for i in asked if i not in answered]
     boxes = {i: ball(x[i], query.radius, query.domain) for i in range(len(x)) if i not in answered}
     bounds: Bounds | None = None
     masks: NDArray[np.bool_] | None = None
-    values: tuple[Float, Float] | None = None
-    if asked and query.chain is not None:
-        values = prefix_values(context.tensors, query.budget, query.chain.start, x[asked])
-    elif asked:
+    if asked and query.chains is None:
         patience = len(asked) * context.options.timeout / 2
         rows = margin_rows(tuple(labels[i] for i in asked), graph.outputs)
         bounding = context.bounding if query.form is None else registry.load("bounds", "budget")
@@ -192,8 +205,8 @@ def _batch(
         screened = proven[i]
         if screened is not None:
             search.screened(screened)
-        elif values is not None and i in place:
-            search.run_chain((values[0][place[i]], values[1][place[i]]))
+        elif search_of is not None and i in place:
+            search.run_chain(search_of(searchable[i]))
         elif bounds is not None and i in place:
             search.run(bounds.of(place[i]), None if masks is None else masks[place[i]])
         else:
@@ -203,16 +216,44 @@ def _batch(
         return search
 
     # The compiled search runs on one thread: several inputs are searched side by side.
-    workers = context.options.threads if query.chain is not None else 1
-    searches = _in_order(worked, [i for i in range(len(x)) if i not in answered], workers)
+    workers = context.options.threads if query.chains is not None else 1
+    others = _in_order(worked, [i for i in range(len(x)) if i not in answered], workers)
     for i in range(len(x)):
         if i in answered:
             yield answered[i]
         else:
-            yield next(searches).verdict(inputs[i], int(indices[i]), int(predicted[i]))
+            yield next(others).verdict(inputs[i], int(indices[i]), int(predicted[i]))
 
 
-def _in_order(work: Callable[[int], _Search], items: Sequence[int], workers: int) -> Iterator[_Search]:
+def _together(
+    query: _Query, batch: Batch, started: float
+) -> tuple[dict[int, Verdict], Callable[[int], ChainSearch] | None]:
+    """What the closed form or the first nodes of a compiled search settle; and each input's search."""
+    if query.form is not None:
+        return closed_answers(query.form, batch), None
+    chains, context, options = query.chains, query.context, query.context.options
+    if chains is None:
+        return {}, None
+    low, high = prefix_values(context.tensors, query.budget, chains.start, batch.values[0])
+    rows = margin_rows(tuple(batch.labels.tolist()), context.network.graph.outputs)
+
+    def made(i: int) -> ChainSearch:
+        return chains.search((low[i], high[i]), rows[i])
+
+    if not chains.brief:
+        return {}, made
+
+    def begun(i: int) -> ChainSearch:
+        search = made(i)
+        if not context.interrupted():
+            search.settle(options.gap, options.decide)
+        return search
+
+    searches = list(_in_order(begun, range(len(batch.labels)), options.threads))
+    return chain_answers(searches, batch, started), searches.__getitem__
+
+
+def _in_order(work: Callable[[int], _Item], items: Sequence[int], workers: int) -> Iterator[_Item]:
     """The results of some work, in order, several items at a time on threads of their own."""
     if workers == 1:
         yield from map(work, items)
@@ -301,18 +342,13 @@ class _Search:
         self.offer(self.box.centre, self.nothing_removed())
         self.conclude()
 
-    def run_chain(self, values: tuple[Float, Float]) -> None:
-        """Close the bracket by the compiled search; ``values`` bound those in front of the first gate."""
-        query, graph = self.query, self.graph
-        if query.chain is None:
-            raise TypeError("the network is no chain")
+    def run_chain(self, search: ChainSearch) -> None:
+        """Close the bracket by the compiled search."""
         self.engine = "bab"
-        rows = margin_rows((self.label,), graph.outputs)[0]
         try:
             self.offer(self.box.centre, self.nothing_removed())
             if not (self.options.decide and self.best <= 0):
-                search = ChainSearch(query.chain, graph, query.budget, values, rows, self.offer_masks)
-                self.take(search.run(self.limits()))
+                self.take(search.run(self.limits(), self.offer_masks))
         except RejectedWitnessError as error:
             self.status, self.message = Status.ERROR, str(error)
             return
@@ -460,7 +496,8 @@ class _Search:
         solution = self.query.context.solve(
             program,
             seconds,
-            objective_stop=0.0 if decide else None,
+            # A mask under which the margin is 0 but for rounding proves nothing.
+            objective_stop=-SOLVER_TOLERANCE * self.scale if decide else None,
             bound_stop=2 * SOLVER_TOLERANCE * self.scale if decide else self.best,
             name=f"{self.index}-{self.targets[k]}",
         )

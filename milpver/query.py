@@ -113,17 +113,32 @@ class Budget:
             gate = graph.nodes[node]
             if not isinstance(gate, Gate) or gone.shape != (gate.gates,):
                 return False
-            if any(gone[each] for place, each in self.kept if place == node):
-                return False
-            if self.group_of(node) is None and bool(gone.any()):
-                return False
-        if not all(node in removed and removed[node][each] for node, each in self.gone):
+        if not all(node in removed for node, _ in self.gone):
             return False
-        return all(
-            sum(int(np.count_nonzero(removed[node])) for node in group.nodes if node in removed)
-            <= group.removable
-            for group in self.groups
-        )
+        return not removed or bool(self.admitted({node: gone[None] for node, gone in removed.items()})[0])
+
+    def admitted(self, removed: Masks) -> NDArray[np.bool_]:
+        """Which of many masks respect every limit, counted in integers.
+
+        Args:
+            removed: Gate node -> bool [masks, gates]; every node that ``gone`` names, and one at least.
+
+        Returns:
+            bool [masks].
+        """
+        fine = np.ones(len(next(iter(removed.values()))), dtype=np.bool_)
+        for node, each in self.kept:
+            if node in removed:
+                fine &= ~removed[node][:, each]
+        for node, each in self.gone:
+            fine &= removed[node][:, each]
+        counts = {node: np.count_nonzero(gone, axis=1) for node, gone in removed.items()}
+        for node, count in counts.items():
+            if self.group_of(node) is None:
+                fine &= count == 0
+        for group in self.groups:
+            fine &= sum(counts[node] for node in group.nodes if node in counts) <= group.removable
+        return fine
 
 
 def parse_budget(

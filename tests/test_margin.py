@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import helper
@@ -114,6 +114,7 @@ SETUPS = [
 @pytest.mark.parametrize(("encoding", "bounds", "solver"), SETUPS)
 @settings(max_examples=7, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(case=pruning_cases())
+@example(case=([5, 7, 7], [0, 3, 0], 15, False))  # a mask with margin 0 stopped decisions short of the worst
 def test_worst_margins_are_those_of_enumeration(
     tmp_path: Path, case: tuple[list[int], list[int], int, bool], encoding: str, bounds: str, solver: str
 ) -> None:

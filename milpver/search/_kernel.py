@@ -44,10 +44,9 @@ __all__ = [
     "Chain",
     "Tree",
     "Work",
-    "attack",
-    "bound_root",
     "scratch",
     "search",
+    "settle",
 ]
 
 _Floats = NDArray[np.float64]
@@ -124,6 +123,7 @@ class Tree(NamedTuple):
         heap: slots of the open nodes, a binary heap by smallest bound, int64 [slots].
         spare: unused slots, int64 [slots].
         counts: open nodes, unused slots, nodes bounded, slot to go on with (-1 for none), int64 [4].
+        root: bounds of the rows at the root, float64 [R].
         closed: smallest bound of each row over the nodes that are closed, float64 [R].
         upper: smallest margin of each row found, float64 [R].
         masks: where it was found (True for removed), bool [R, G].
@@ -140,6 +140,7 @@ class Tree(NamedTuple):
     heap: _Ints
     spare: _Ints
     counts: _Ints
+    root: _Floats
     closed: _Floats
     upper: _Floats
     masks: NDArray[np.bool_]
@@ -777,19 +778,31 @@ def _choose_mask(chain: Chain, work: Work, state: _Bytes, left: _Ints) -> None:
 
 
 @compiled
-def attack(chain: Chain, work: Work, tree: Tree) -> None:
+def _attack(chain: Chain, work: Work, tree: Tree, decide: bool) -> None:
     """Gradient attack on the masks, one start a row: incumbents before anything is bounded.
 
     With every mask fixed the network has a gradient; each round removes what the gradient at the last
-    round's mask says is best. Slot 0 holds the root's gates.
+    round's mask says is best. Slot 0 holds the root's gates. Where only the sign matters, the first margin
+    that is not positive ends it, and the row with the smallest margin comes first.
     """
     state, left = tree.state[0], tree.left[0]
     last = len(chain.sizes) - 1
-    for r in range(len(chain.constant)):
+    for q in range(len(work.mask)):
+        work.mask[q] = state[q] == _GONE
+    _offer(chain, work, tree)
+    rows = len(chain.constant)
+    nearest = 0
+    for r in range(rows):
+        if tree.upper[r] < tree.upper[nearest]:
+            nearest = r
+    for turn in range(rows):
+        r = (nearest + turn) % rows
         for q in range(len(work.mask)):
             work.mask[q] = state[q] == _GONE
-        _offer(chain, work, tree)
+        _evaluate(chain, work, work.mask)
         for _ in range(_ATTACK_ROUNDS):
+            if decide and _least(tree.upper) <= 0.0:
+                return
             _gradient(chain, work, chain.rows[r], last)
             _choose_mask(chain, work, state, left)
             _offer(chain, work, tree)
@@ -1067,7 +1080,7 @@ def _close(tree: Tree, slot: int) -> None:
 
 
 @compiled
-def bound_root(
+def _bound_root(
     chain: Chain, work: Work, tree: Tree, gap: float, decide: bool, neuron_steps: int, steps: int
 ) -> None:
     """Bound the root, in slot 0 with the interval bounds of its pre-activations, and open it.
@@ -1102,6 +1115,7 @@ def bound_root(
             for r in range(len(chain.constant)):
                 total += tree.lam[0, r, g]
             chain.scale[g] = 0.1 * total / len(chain.constant) + 1e-9
+    _copy(tree.root, tree.lower[0])
     if _finish(chain, work, tree, 0, worst):
         _heap_push(tree, 0)
     else:
@@ -1131,11 +1145,32 @@ def _child(chain: Chain, tree: Tree, parent: int, slot: int, remove: bool) -> No
 
 
 @compiled
+def settle(
+    chain: Chain, work: Work, tree: Tree, gap: float, decide: bool, neuron_steps: int, steps: int, quota: int
+) -> int:
+    """Begin: attack the root in slot 0, bound it, and ``search`` for ``quota`` nodes.
+
+    Args:
+        chain, tree: the root has the interval bounds of its pre-activations.
+        gap, decide, quota: as in ``search``.
+        neuron_steps, steps: of ascent at the root, on the bounds of pre-activations and on the rows.
+
+    Returns:
+        What ``search`` does.
+    """
+    _attack(chain, work, tree, decide)
+    if decide and _least(tree.upper) <= 0.0:
+        return DECIDED
+    _bound_root(chain, work, tree, gap, decide, neuron_steps, steps)
+    return int(search(chain, work, tree, gap, decide, False, quota))
+
+
+@compiled
 def search(chain: Chain, work: Work, tree: Tree, gap: float, decide: bool, deep: bool, quota: int) -> int:
     """Branch until nothing is open, the sign is decided, ``quota`` nodes are bounded, or slots run out.
 
     Args:
-        chain, tree: after ``bound_root``.
+        chain, tree: after ``settle``.
         gap: a row is closed where its bound is within this of the smallest margin found.
         decide: only the sign matters.
         deep: whether to follow the better child of a node first, which needs few slots.

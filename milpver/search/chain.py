@@ -31,9 +31,11 @@ from milpver.search.bab import Offer, SearchLimits, SearchResult
 from milpver.solver import Stop
 
 if TYPE_CHECKING:
-    from milpver.search._kernel import Chain, Tree
+    from types import ModuleType
 
-__all__ = ["ChainSearch", "Layers", "chain_of", "prefix_values", "warm_up"]
+    from milpver.search._kernel import Chain, Tree, Work
+
+__all__ = ["ChainSearch", "Chains", "Layers", "chain_of", "prefix_values", "warm_up"]
 
 #: Entries of the dense matrices of a chain at most: 8 bytes each.
 _MOST_ENTRIES = 1 << 26
@@ -45,6 +47,16 @@ _QUOTA, _SLICE = 4, 0.05
 _VECTOR = 32
 #: Slots of the tree to begin with.
 _SLOTS = 64
+#: Nodes that ``settle`` bounds at most, about, and entries of weights up to which that is no wait.
+_SETTLING, _BRIEF_ENTRIES = 32, 1 << 17
+
+
+@cache
+def kernel() -> ModuleType:
+    """The compiled search, which takes its time to load."""
+    from milpver.search import _kernel  # noqa: PLC0415  loads the compiler
+
+    return _kernel
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,72 +154,77 @@ def _dense(linear: LinearMap) -> Float:
     return np.ascontiguousarray(linear.csr.toarray())
 
 
-class ChainSearch:
-    """Branch and bound over the masks of one fixed input, on a chain.
+class Chains:
+    """Searches over the masks of fixed inputs, on one chain.
 
     Args:
         layers: the network as a chain.
         graph, budget: the same, and the admissible masks.
-        values: lower and upper bounds of the values in front of the first gate, float64 [entries] each (of
-            one input: they differ by rounding).
-        rows: rows over the output whose minima are asked for, float64 [rows, outputs].
-        offer: replays candidate masks.
     """
 
-    def __init__(
-        self,
-        layers: Layers,
-        graph: Graph,
-        budget: Budget,
-        values: tuple[Float, Float],
-        rows: Float,
-        offer: Offer,
-    ) -> None:
+    def __init__(self, layers: Layers, graph: Graph, budget: Budget) -> None:
         self._layers = layers
         self._budget = budget
-        self._offer = offer
         self._gates = {node: graph.gate(node) for node in layers.gates if node is not None}
-        matrix, loose = _effective(layers.inner, self._gates[layers.start], values)
+        self._groups = [budget.group_of(node) if node is not None else None for node in layers.gates]
+        self._forced = [
+            budget.forced(node, self._gates[node].gates) for node in layers.gates if node is not None
+        ]
+        #: W_2 .. W_T as the kernel has them, and what interval bounds take of them.
+        self._padded = [_padded(w) for w in layers.weights]
+        self._signs = [(np.maximum(w, 0.0), np.minimum(w, 0.0)) for w in layers.weights]
+
+    @property
+    def start(self) -> int:
+        """The Gate node whose source the input fixes."""
+        return self._layers.start
+
+    @property
+    def brief(self) -> bool:
+        """Whether a node is so little work that inputs may be begun with many at a time."""
+        first = self._gates[self._layers.start].gates * len(self._layers.biases[0])
+        return first + sum(w.size for w in self._layers.weights) <= _BRIEF_ENTRIES
+
+    def search(self, values: tuple[Float, Float], rows: Float) -> ChainSearch:
+        """The search of one input.
+
+        Args:
+            values: lower and upper bounds of the values in front of the first gate, float64 [entries] each
+                (of one input: they differ by rounding).
+            rows: rows over the output whose minima are asked for, float64 [rows, outputs].
+        """
+        layers, groups = self._layers, self._groups
+        first, loose = _effective(layers.inner, self._gates[layers.start], values)
         #: The gates of layer 0 that do anything.
-        self._used = np.flatnonzero((matrix != 0).any(axis=0))
-        self._chain, self._low, self._high = self._built(matrix[:, self._used], loose, rows)
-        self._seen: Float = np.full(len(rows), np.inf)
-
-    def _built(self, first: Float, loose: Float, rows: Float) -> tuple[Chain, Float, Float]:
-        """The chain for the kernel, and interval bounds of its pre-activations."""
-        from milpver.search._kernel import Chain  # noqa: PLC0415  loads the compiler
-
-        layers = self._layers
-        weights = (first, *layers.weights)
-        sizes = np.array([first.shape[1], *(len(w) for w in weights)])
+        used = np.flatnonzero((first != 0).any(axis=0))
+        first = first[:, used]
+        sizes = np.array([len(used), *(len(b) for b in layers.biases)])
         neurons = int(sizes[1:].sum())
         slack = gamma(8 * (neurons + int(sizes[0]) + len(rows)) + 1024)
-        groups = [self._budget.group_of(node) if node is not None else None for node in layers.gates]
         low, high, magnitudes = [], [], []
         least, most = np.zeros(0), np.zeros(0)
-        for t, (w, b) in enumerate(zip(weights, layers.biases, strict=True), start=1):
+        for t, b in enumerate(layers.biases, start=1):
             if t == 1:
+                up, down = np.maximum(first, 0.0).sum(axis=1), np.minimum(first, 0.0).sum(axis=1)
                 # Errors of the matrix itself are counted with the magnitudes, which Gamma multiplies.
-                size = np.abs(w).sum(axis=1) + np.abs(b) + loose / slack
-                up, down = np.maximum(w, 0.0).sum(axis=1), np.minimum(w, 0.0).sum(axis=1)
+                size = up - down + np.abs(b) + loose / slack
             else:
-                size = np.abs(w) @ most + np.abs(b)
-                positive, negative = np.maximum(w, 0.0), np.minimum(w, 0.0)
+                positive, negative = self._signs[t - 2]
                 up, down = positive @ most + negative @ least, positive @ least + negative @ most
+                size = positive @ most - negative @ most + np.abs(b)
             size *= 1 + slack
             low.append(down + b - slack * size)
             high.append(up + b + slack * size)
             magnitudes.append(size)
             most = np.maximum(high[-1], 0.0)
             least = np.zeros(len(b)) if groups[t] is not None else np.maximum(low[-1], 0.0)
-        coefficients = rows @ layers.out
         spread = np.abs(rows) @ (np.abs(layers.out) @ most + np.abs(layers.out_bias))
         gated = [group is not None for group in groups]
         starts = np.cumsum([0] + [int(size) if has else 0 for size, has in zip(sizes, gated, strict=True)])
         places = {group: g for g, group in enumerate(self._budget.groups)}
-        padded = [np.pad(w, ((0, 0), (0, -w.shape[1] % _VECTOR))) for w in weights]
+        padded = [_padded(first), *self._padded]
         order = np.argsort(-first, axis=1, kind="stable").astype(np.int32)
-        chain = Chain(
+        chain = kernel().Chain(
             sizes=sizes,
             strides=np.array([0, *(w.shape[1] for w in padded)]),
             first=np.concatenate([[0, 0], np.cumsum(sizes[1:-1])]).astype(np.int64),
@@ -220,65 +237,22 @@ class ChainSearch:
             size=np.concatenate(magnitudes),
             down=order,
             up=np.ascontiguousarray(order[:, ::-1]),
-            rows=np.ascontiguousarray(coefficients),
+            rows=np.ascontiguousarray(rows @ layers.out),
             constant=rows @ layers.out_bias,
             slack=slack * spread + 1e-300,
             gamma=slack,
             removable=np.array([group.removable for group in self._budget.groups]),
             scale=np.zeros(len(self._budget.groups)),
         )
-        return chain, np.concatenate(low), np.concatenate(high)
+        return ChainSearch(self, chain, used, self._planted(chain, used, low, high))
 
-    def run(self, limits: SearchLimits) -> SearchResult:
-        """Search until every row is closed, the sign is proven, or the limits say stop."""
-        from milpver.search import _kernel as kernel  # noqa: PLC0415  loads the compiler
-
-        chain = self._chain
-        tree = self._planted()
-        work = kernel.scratch(chain)
-        size = sum(part[0].nbytes for part in (*tree[:8], tree.heap, tree.spare))
-        kernel.attack(chain, work, tree)
-        self._replay(tree, limits.decide)
-        rows = len(chain.constant)
-        if limits.decide and self._seen.min() <= 0:
-            nothing: Float = np.full(rows, -np.inf)
-            return SearchResult(nothing, nothing.copy(), 0, Stop.TARGET)
-        kernel.bound_root(chain, work, tree, limits.gap, limits.decide, _NEURON_STEPS, _ROW_STEPS)
-        root = tree.lower[0].copy()
-        self._replay(tree, limits.decide)
-        quota, stop = _QUOTA, Stop.OPTIMAL
-        while True:
-            expired = limits.expired()
-            if expired is not None and tree.counts[0] > 0:
-                stop = expired
-                break
-            begun = time.perf_counter()
-            deep = len(tree.heap) * size > limits.memory
-            why = kernel.search(chain, work, tree, limits.gap, limits.decide, deep, quota)
-            self._replay(tree, limits.decide)
-            if why == kernel.FULL:
-                tree = _grown(tree)
-            elif why != kernel.PAUSED:
-                stop = Stop.TARGET if why == kernel.DECIDED else Stop.OPTIMAL
-                break
-            elif time.perf_counter() - begun < _SLICE / 2:
-                quota *= 2
-            elif time.perf_counter() - begun > _SLICE * 2:
-                quota = max(1, quota // 2)
-        open_ = list(tree.heap[: tree.counts[0]])
-        if tree.counts[3] >= 0:
-            open_.append(tree.counts[3])
-        lower = np.minimum(tree.closed, tree.lower[open_].min(axis=0, initial=np.inf))
-        return SearchResult(np.maximum(lower, root), root, int(tree.counts[2]), stop)
-
-    def _planted(self) -> Tree:
+    def _planted(
+        self, chain: Chain, used: NDArray[np.intp], low: Sequence[Float], high: Sequence[Float]
+    ) -> Tree:
         """A tree with the root in slot 0, not bounded yet."""
-        from milpver.search._kernel import Tree  # noqa: PLC0415  loads the compiler
-
-        chain = self._chain
         rows, neurons, groups = len(chain.constant), len(chain.bias), len(chain.removable)
         gates = int(chain.sizes[chain.gates >= 0].sum())
-        tree = Tree(
+        tree: Tree = kernel().Tree(
             state=np.zeros((_SLOTS, gates), dtype=np.int8),
             left=np.zeros((_SLOTS, groups), dtype=np.int64),
             low=np.zeros((_SLOTS, neurons)),
@@ -290,53 +264,147 @@ class ChainSearch:
             heap=np.zeros(_SLOTS, dtype=np.int64),
             spare=np.arange(_SLOTS)[::-1].copy(),
             counts=np.array([0, _SLOTS - 1, 0, -1]),
+            root=np.full(rows, -np.inf),
             closed=np.full(rows, np.inf),
             upper=np.full(rows, np.inf),
             masks=np.zeros((rows, gates), dtype=np.bool_),
         )
         tree.left[0] = [self._budget.left(group) for group in self._budget.groups]
-        kept, gone = self._forced()
+        (first_kept, first_gone), *others = self._forced
+        kept = np.concatenate([first_kept[used], *(each[0] for each in others)])
+        gone = np.concatenate([first_gone[used], *(each[1] for each in others)])
         tree.state[0] = np.where(gone, 2, np.where(kept, 1, 0))
-        tree.low[0] = self._low
-        tree.high[0] = self._high
+        tree.low[0] = np.concatenate(low)
+        tree.high[0] = np.concatenate(high)
         return tree
 
-    def _forced(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """The gates of the chain that have to stay, and that are removed in every mask."""
-        parts = []
-        for t, node in enumerate(self._layers.gates):
-            if node is not None:
-                forced = self._budget.forced(node, self._gates[node].gates)
-                parts.append(tuple(state[self._used] for state in forced) if t == 0 else forced)
-        kept, gone = (np.concatenate(state) for state in zip(*parts, strict=True))
-        return kept, gone
+    def masks(self, used: NDArray[np.intp], found: NDArray[np.bool_]) -> dict[int, NDArray[np.bool_]]:
+        """Masks over the kernel's gates, bool [n, G], as Gate node -> bool [n, gates].
 
-    def _replay(self, tree: Tree, decide: bool) -> None:
+        ``used``: the gates of layer 0 that the kernel has.
+        """
+        masks: dict[int, NDArray[np.bool_]] = {}
+        at, forced = 0, iter(self._forced)
+        for t, node in enumerate(self._layers.gates):
+            if node is None:
+                continue
+            gone = next(forced)[1]
+            width = len(used) if t == 0 else len(gone)
+            part = found[:, at : at + width]
+            if t == 0:
+                masks[node] = np.tile(gone, (len(found), 1))
+                masks[node][:, used] = part
+            else:
+                masks[node] = part
+            at += width
+        return masks
+
+
+class ChainSearch:
+    """Branch and bound over the masks of one fixed input, on a chain; ``Chains.search`` makes one.
+
+    Attributes:
+        finished: why ``settle`` ended the search; None where there is more to do.
+        seconds: that ``settle`` took.
+    """
+
+    def __init__(self, chains: Chains, chain: Chain, used: NDArray[np.intp], tree: Tree) -> None:
+        self._chains = chains
+        self._chain = chain
+        self._used = used
+        self._tree = tree
+        self._work: Work | None = None
+        self._why = -1
+        self._seen: Float = np.full(len(chain.constant), np.inf)
+        self.finished: Stop | None = None
+        self.seconds = 0.0
+
+    def settle(self, gap: float, decide: bool, quota: int = _SETTLING) -> None:
+        """Attack the root, bound it, and bound at most about ``quota`` nodes; nothing is replayed."""
+        begun = time.perf_counter()
+        self._work = kernel().scratch(self._chain)
+        self._why = kernel().settle(
+            self._chain, self._work, self._tree, gap, decide, _NEURON_STEPS, _ROW_STEPS, quota
+        )
+        self._finish()
+        self.seconds = time.perf_counter() - begun
+
+    def _finish(self) -> None:
+        if self._why in (kernel().DECIDED, kernel().FINISHED):
+            self.finished = Stop.TARGET if self._why == kernel().DECIDED else Stop.OPTIMAL
+
+    def candidates(self, nearest: bool) -> dict[int, NDArray[np.bool_]]:
+        """The mask of each row's smallest margin met so far, Gate node -> bool [rows, gates].
+
+        ``nearest``: that of the smallest of all margins alone.
+        """
+        tree = self._tree
+        found = tree.masks[tree.upper.argmin()][None] if nearest else tree.masks
+        return self._chains.masks(self._used, found)
+
+    def result(self, stop: Stop) -> SearchResult:
+        """What is proven so far."""
+        tree = self._tree
+        open_ = list(tree.heap[: tree.counts[0]])
+        if tree.counts[3] >= 0:
+            open_.append(tree.counts[3])
+        lower = np.minimum(tree.closed, tree.lower[open_].min(axis=0, initial=np.inf))
+        # Where nothing was bounded, nothing is proven.
+        lower = np.maximum(lower, tree.root) if tree.counts[2] else tree.root.copy()
+        return SearchResult(lower, tree.root.copy(), int(tree.counts[2]), stop)
+
+    def run(self, limits: SearchLimits, offer: Offer) -> SearchResult:
+        """Search until every row is closed, the sign is proven, or the limits say stop.
+
+        Args:
+            limits: when to stop.
+            offer: replays candidate masks.
+        """
+        if self._work is None:
+            self.settle(limits.gap, limits.decide, 0)
+        if self._work is None:
+            raise RuntimeError("the search has not begun")
+        chain, tree = self._chain, self._tree
+        size = sum(part[0].nbytes for part in (*tree[:8], tree.heap, tree.spare))
+        self._replay(limits.decide, offer)
+        quota = _QUOTA
+        while self.finished is None:
+            expired = limits.expired()
+            if expired is not None and tree.counts[0] > 0:
+                return self.result(expired)
+            if self._why == kernel().FULL:
+                self._tree = tree = _grown(tree)
+            begun = time.perf_counter()
+            deep = len(tree.heap) * size > limits.memory
+            self._why = kernel().search(chain, self._work, tree, limits.gap, limits.decide, deep, quota)
+            self._finish()
+            self._replay(limits.decide, offer)
+            if self._why == kernel().PAUSED and time.perf_counter() - begun < _SLICE / 2:
+                quota *= 2
+            elif self._why == kernel().PAUSED and time.perf_counter() - begun > _SLICE * 2:
+                quota = max(1, quota // 2)
+        return self.result(self.finished)
+
+    def _replay(self, decide: bool, offer: Offer) -> None:
         """Have the masks replayed that lowered a row's smallest margin since the last time.
 
         Where only the sign matters, that is the mask of the smallest margin alone.
         """
+        tree = self._tree
         better = np.flatnonzero(tree.upper < self._seen)
         if not len(better) or (decide and tree.upper.min() >= self._seen.min()):
             return
         if decide:
             better = np.array([tree.upper.argmin()])
         self._seen = tree.upper.copy()
-        found = np.unique(tree.masks[better], axis=0)
-        masks: dict[int, NDArray[np.bool_]] = {}
-        at = 0
-        for t, node in enumerate(self._layers.gates):
-            if node is None:
-                continue
-            width = int(self._chain.sizes[t])
-            part = found[:, at : at + width]
-            if t == 0:
-                masks[node] = np.tile(self._budget.forced(node, self._gates[node].gates)[1], (len(found), 1))
-                masks[node][:, self._used] = part
-            else:
-                masks[node] = part
-            at += width
-        self._offer(masks)
+        offer(self._chains.masks(self._used, np.unique(tree.masks[better], axis=0)))
+
+
+def _padded(weight: Float) -> Float:
+    """A matrix with its rows filled up with zeros."""
+    filled = np.zeros((len(weight), weight.shape[1] + -weight.shape[1] % _VECTOR))
+    filled[:, : weight.shape[1]] = weight
+    return filled
 
 
 @cache
@@ -348,8 +416,9 @@ def warm_up() -> None:
     graph = Graph((Input(2), gate))
     budget = Budget((BudgetGroup((1,), 1),), (1,))
     rows = np.array([[1.0, -0.5]])
-    search = ChainSearch(layers, graph, budget, (np.ones(2), np.ones(2)), rows, lambda _: np.zeros(1))
-    search.run(SearchLimits(gap=0.0, decide=False, memory=1 << 20, expired=lambda: None))
+    search = Chains(layers, graph, budget).search((np.ones(2), np.ones(2)), rows)
+    limits = SearchLimits(gap=0.0, decide=False, memory=1 << 20, expired=lambda: None)
+    search.run(limits, lambda _: np.zeros(1))
 
 
 def prefix_values(tensors: TensorGraph, budget: Budget, start: int, x: Float) -> tuple[Float, Float]:

@@ -23,7 +23,7 @@ from milpver.graph import Affine, Gate, Graph, Input, Node, Relu
 from milpver.linear import Dense, Float
 from milpver.query import Budget, BudgetGroup
 from milpver.search.bab import MaskSearch, SearchLimits, SearchResult, torch_threads
-from milpver.search.chain import ChainSearch, chain_of, prefix_values
+from milpver.search.chain import Chains, chain_of, prefix_values
 from milpver.solver import Stop
 from tests.nets import exact_trace, group_masks, handmade, random_layers
 
@@ -83,7 +83,7 @@ class Task:
     @property
     def engines(self) -> list[str]:
         """The searches that take this query."""
-        return ["bab"] if chain_of(self.graph, self.budget) is None else ["bab", "chain"]
+        return ["bab"] if chain_of(self.graph, self.budget) is None else ["bab", "chain", "settled chain"]
 
     def search(
         self,
@@ -97,17 +97,17 @@ class Task:
         """Run the search from scratch."""
         self.upper = np.full(len(self.rows), np.inf)
         tensors = TensorGraph(self.graph, CPU)
-        search: MaskSearch | ChainSearch
-        if engine == "bab":
-            search = MaskSearch(tensors, self.budget, self.x, self.rows, self.offer)
-        else:
-            layers = chain_of(self.graph, self.budget)
-            assert layers is not None
-            low, high = prefix_values(tensors, self.budget, layers.start, self.x[None])
-            search = ChainSearch(layers, self.graph, self.budget, (low[0], high[0]), self.rows, self.offer)
         limits = SearchLimits(gap=gap, decide=decide, memory=memory, expired=expired)
-        with torch_threads(1):
-            return search.run(limits)
+        if engine == "bab":
+            with torch_threads(1):
+                return MaskSearch(tensors, self.budget, self.x, self.rows, self.offer).run(limits)
+        layers = chain_of(self.graph, self.budget)
+        assert layers is not None
+        low, high = prefix_values(tensors, self.budget, layers.start, self.x[None])
+        search = Chains(layers, self.graph, self.budget).search((low[0], high[0]), self.rows)
+        if engine == "settled chain":  # as batches begin them
+            search.settle(gap, decide, 4)
+        return search.run(limits, self.offer)
 
     def assert_bracket(self, result: SearchResult) -> None:
         """Every row's bracket holds its truth, to the last digit that enumeration is good for."""
@@ -448,6 +448,6 @@ def test_channels_in_front_of_a_chain_equal_enumeration(seed: int) -> None:
     nodes[3] = Gate(2, np.arange(8) // 2, 4, "channels")
     graph = Graph(tuple(nodes))
     task = Task(graph, layered(graph, [2, 1]), np.random.default_rng(seed).normal(size=3), margins(3, 0))
-    assert task.engines == ["bab", "chain"]
+    assert task.engines == ["bab", "chain", "settled chain"]
     task.assert_solved()
     task.assert_decided()
