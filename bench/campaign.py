@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+from milpver.campaign._worker import THREADS
 from milpver.campaign.store import Limited, Result, Store, pack
 from milpver.machine import host
 
@@ -233,7 +234,8 @@ def overhead(folder: Path, arguments: argparse.Namespace) -> bool:
         "    some = (net, s.inputs, s.labels, s.indices, cell.parameters, s.domain, cell.options, stop)\n"
         "    for verdict in KINDS[cell.kind].ask(Asked(*some)): pass\n"
     )
-    subprocess.run([sys.executable, "-c", code, str(path)], check=True, cwd=ROOT)
+    one_thread = os.environ | dict.fromkeys(THREADS, "1")  # as workers have it
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True, cwd=ROOT, env=one_thread)
     alone = processor() - before
     with Store.open(folder / "c.sqlite") as store:
         work = sum(row[0] for row in store.rows(store.campaign(), ("r.seconds",)))

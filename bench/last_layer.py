@@ -17,9 +17,9 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-import torch
 
 from milpver.data import fit_inputs, load_data, select
+from milpver.machine import keep_to_threads
 from milpver.margin import margins
 from milpver.onnx_import import load_network
 from milpver.query import Options, parse_budget
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--index", default="0:10000")
     parser.add_argument("--repeat", type=int, default=5)
     given = parser.parse_args(argv)
-    torch.set_num_threads(1)
+    keep_to_threads(1)
     network = load_network(given.model)
     dataset = load_data(given.data)
     indices = select(dataset, given.index)

@@ -29,7 +29,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from bench._mnist_nets import correct, flat, networks
@@ -39,6 +38,7 @@ from milpver.bounding import margin_rows
 from milpver.compare import host
 from milpver.data import load_data
 from milpver.errors import MilpverError
+from milpver.machine import keep_to_threads
 from milpver.margin import margins
 from milpver.network import Network
 from milpver.query import Budget, Options, parse_budget
@@ -194,7 +194,7 @@ def read(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark and print the table."""
     wrong: list[str] = []
-    torch.set_num_threads(1)
+    keep_to_threads(1)
     try:
         settings = read(argv)
         settings.out.mkdir(parents=True, exist_ok=True)

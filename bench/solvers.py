@@ -47,6 +47,7 @@ from milpver.encoding import Encoding
 from milpver.errors import MilpverError
 from milpver.graph import Graph
 from milpver.linear import Float
+from milpver.machine import keep_to_threads
 from milpver.network import Network
 from milpver.onnx_import import load_network
 from milpver.program import Program
@@ -347,7 +348,7 @@ def say(line: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark and print the table."""
     settings = read(argv)
-    torch.set_num_threads(1)
+    keep_to_threads(1)
     torch.use_deterministic_algorithms(True)
     try:
         settings.out.mkdir(parents=True, exist_ok=True)

@@ -17,13 +17,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from milpver import __version__
 from milpver.compare import host
 from milpver.data import load_data
 from milpver.errors import MilpverError
+from milpver.machine import keep_to_threads
 from milpver.margin import margins
 from milpver.network import Network
 from milpver.onnx_import import load_network
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--limit", default=300.0, type=float, metavar="S", help="seconds an image (300)")
     add("--decide", action="store_true", help="only the sign of the margin")
     given = parser.parse_args(argv)
-    torch.set_num_threads(1)
+    keep_to_threads(1)
     try:
         given.out.mkdir(parents=True, exist_ok=True)
         network = head(given.mnist, given.out)

@@ -1,4 +1,4 @@
-"""What times depend on: the machine that a run was made on."""
+"""What times depend on: the machine that a run was made on, and how much of it a process takes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-__all__ = ["host"]
+__all__ = ["host", "keep_to_threads"]
 
 
 def host() -> dict[str, Any]:
@@ -19,6 +19,21 @@ def host() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
     }
+
+
+def keep_to_threads(count: int) -> None:
+    """Keep torch, and the linear algebra that numpy and scipy call, to some threads in this process.
+
+    They take all cores otherwise, and processes side by side would mostly wait for each other.
+
+    Args:
+        count: threads, >= 1.
+    """
+    import torch  # noqa: PLC0415  seconds, and only those who answer need it
+    from threadpoolctl import threadpool_limits  # noqa: PLC0415  it looks through all loaded libraries
+
+    torch.set_num_threads(count)
+    threadpool_limits(limits=count, user_api="blas")
 
 
 def _cpu() -> str:

@@ -128,12 +128,11 @@ def _read(arguments: Namespace) -> tuple[Network, _Images]:
 
 def _attack(network: Network, images: _Images, budget: Budget, device: str, threads: int) -> MaskAttack:
     """The attack, on its device."""
-    import torch  # noqa: PLC0415  seconds, which mistakes above should not cost
-
-    from milpver.attack.masks import MaskAttack  # noqa: PLC0415  as above
+    from milpver.attack.masks import MaskAttack  # noqa: PLC0415  seconds, which mistakes should not cost
     from milpver.bounds._tensors import TensorGraph, pick_device  # noqa: PLC0415  as above
+    from milpver.machine import keep_to_threads  # noqa: PLC0415  as above
 
-    torch.set_num_threads(threads)
+    keep_to_threads(threads)
     tensors = TensorGraph(network.graph, pick_device(device))
     return MaskAttack(tensors, images.x.astype(np.float64), images.labels, budget)
 

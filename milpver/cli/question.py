@@ -253,14 +253,13 @@ def _fitted(
 
 
 def prepare(options: Options) -> None:
-    """Load what needs torch, refuse a GPU that is not there, and keep torch to the threads asked for."""
-    import torch  # noqa: PLC0415  seconds, which mistakes above should not cost
-
-    from milpver.bounds._tensors import pick_device  # noqa: PLC0415  as above
+    """Load what needs torch, refuse a GPU that is not there, and keep to the threads asked for."""
+    from milpver.bounds._tensors import pick_device  # noqa: PLC0415  seconds, which mistakes should not cost
+    from milpver.machine import keep_to_threads  # noqa: PLC0415  as above
 
     registry.load("bounds", options.bounds)
     pick_device(options.device)
-    torch.set_num_threads(options.threads)
+    keep_to_threads(options.threads)
 
 
 # ------------------------------------------------------------------------------------------- asking

@@ -43,13 +43,12 @@ Images = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 def run(arguments: Namespace) -> int:
     """Train, export, and check the export."""
-    import torch  # noqa: PLC0415  seconds, which `--help` must not cost
-
+    from milpver.machine import keep_to_threads  # noqa: PLC0415  seconds, which `--help` must not cost
     from milpver.train.architecture import parse_architecture  # noqa: PLC0415  as above
     from milpver.train.export import export_error, onnx_model, write_whole  # noqa: PLC0415  as above
     from milpver.train.fit import Training, accuracy, log_text  # noqa: PLC0415  as above
 
-    torch.set_num_threads(whole("--threads", arguments.threads, least=1, most=MOST_THREADS, example="2"))
+    keep_to_threads(whole("--threads", arguments.threads, least=1, most=MOST_THREADS, example="2"))
     classes = parse_architecture(arguments.arch).classes
     data, test = _data(arguments, classes)
     save = _target(arguments.save)
