@@ -42,6 +42,7 @@ class CrossCheck:
         self._solvers = tuple(solvers)
         self._keep = keep
         self.name = f"cross-check:{','.join(solver.name for solver in solvers)}"
+        self.squares = all(getattr(solver, "squares", False) for solver in solvers)
         self.tolerance = max(solver.tolerance for solver in solvers)
 
     def availability(self) -> Availability:

@@ -1,30 +1,37 @@
-"""The distance to the decision boundary, d_bnd: the smallest L-inf step that changes (or ties) the class.
+"""The distance to the decision boundary, d_bnd: the smallest step that changes (or ties) the class.
 
-    d_bnd = min_j min_x |x - x0|_inf   subject to  f_label(x) <= f_j(x),  x in the domain
-    (local-substitute paper, eq. 1)
+    d_bnd = min_j min_x |x - x0|   subject to  f_label(x) <= f_j(x),  x in the domain
+    (local-substitute paper, eq. 1; there L-inf, here L1 and L2 as well)
 
 An attack gives the first upper bound and so the ball in which bounds are computed; classes whose certified
 radius exceeds it are dropped; the others are minimised directly, one program a class, in balls that shrink
 with the incumbent (``direct``), or the radius is bisected with one decision a class (``bisect``, the papers'
-reference). Every upper bound is a replayed adversarial input.
+reference). Every upper bound is a replayed adversarial input. In L1 and L2 the bounds hold in the ball (its
+dual norm closes them), and the program ranges over the box around it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from milpver.attack.boundary import closest_adversarials, onto_boundary
+from milpver import registry
+from milpver.attack.boundary import closest_adversarials
 from milpver.bounding import Bounds
+from milpver.bounds._norm_ball import ball_bounds
+from milpver.bounds.crown import Crown
 from milpver.encoder import Encoded, encode
 from milpver.errors import QueryError, SolverUnavailableError
+from milpver.graph import Graph, Relu
 from milpver.linear import Float, Int
+from milpver.nearest import Nearest, limit_distance, nearest
 from milpver.network import Network
-from milpver.query import Budget, Domain, Options, ball, check_inputs, forced_pairs, parse_budget
+from milpver.norm import NORMS, check_norm, closest_steps, length
+from milpver.query import NATIVE, Budget, Domain, Options, ball, check_inputs, forced_pairs, parse_budget
 from milpver.replay import without
 from milpver.run import Clock, RunContext, status_of
 from milpver.search.bab import SearchLimits, torch_threads
@@ -36,7 +43,6 @@ from milpver.witness import RejectedWitnessError, Witness, check_float32, evalua
 __all__ = ["METHODS", "NORMS", "distances", "pruned_network"]
 
 METHODS = ("direct", "bisect")
-NORMS = ("linf",)
 
 #: Radii that are certified together by bounds alone.
 _RADII = 16
@@ -50,6 +56,10 @@ _WIDEST = 2.0**20
 _WALK = 3
 #: Bytes that open nodes of a native search may take where the user sets no limit.
 DEFAULT_MEMORY = 1 << 30
+#: ReLUs that count as 0, relative to the largest input of their layer.
+_NEAR = 1e-5
+#: What a margin is to be below 0 by, relative to the outputs, where the closest input of all does not replay.
+_INSIDE = 1e-7
 _UNMET = "the solver finished, but its bound and the replayed adversarial input do not meet"
 
 
@@ -60,6 +70,7 @@ class _Query:
     context: RunContext
     domain: Domain | None
     method: str
+    norm: str
     target: int | None
 
 
@@ -85,19 +96,20 @@ def distances(
         domain: limits of the inputs; adversarial inputs lie in it.
         options: how to answer; ``decide`` means nothing here.
         method: ``direct`` or ``bisect``.
-        norm: ``linf``.
+        norm: ``linf``, ``l1`` or ``l2``; l2 takes a backend that solves mixed-integer quadratic programs,
+            which ``auto`` chooses, and ``direct``.
         target: only this competing class, or None for the closest of all.
         indices: positions in the data file, for the records.
         should_stop: asked now and then; True ends the run with the status ``interrupted``.
 
     Raises:
         QueryError: an unknown method or norm, a target out of range or equal to a label, a label out of
-            range, an input outside of the domain or not finite.
+            range, an input outside of the domain or not finite; a norm that the backend cannot minimise.
         PluginError: an unknown solver, encoding or bounding.
     """
-    for name, value, known in (("method", method, METHODS), ("norm", norm, NORMS)):
-        if value not in known:
-            raise QueryError(f"--{name} {value}", needed=" or ".join(known), fix=f"correct --{name}")
+    if method not in METHODS:
+        raise QueryError(f"--method {method}", needed=" or ".join(METHODS), fix="correct --method")
+    check_norm(norm)
     check_inputs(network, inputs, labels, domain)
     outputs = network.graph.outputs
     if target is not None and not (0 <= target < outputs):
@@ -110,8 +122,9 @@ def distances(
             needed="a competing class",
             fix="ask for another class, or leave out the inputs of this one",
         )
-    context = RunContext.create(network, options or Options(), should_stop)
-    query = _Query(context, domain, method, target)
+    options = _fit_for(norm, method, options or Options())
+    context = RunContext.create(network, options, should_stop)
+    query = _Query(context, domain, method, norm, target)
     places = indices if indices is not None else range(len(inputs))
     for x, label, index in zip(inputs, labels, places, strict=True):
         yield _Search(query, x, int(label), int(index)).verdict(int(index))
@@ -131,6 +144,42 @@ def pruned_network(
     return without(network, removed), forced_pairs(network, budget.gone)
 
 
+def _fit_for(norm: str, method: str, options: Options) -> Options:
+    """The options with a backend that can minimise a norm.
+
+    Raises:
+        QueryError: it cannot, or none can.
+    """
+    if norm != "l2":
+        return options
+    if method != "direct":
+        raise QueryError(
+            f"--method {method} with --norm l2, whose balls no rows of a program make",
+            needed="--method direct",
+            fix="leave out --method",
+        )
+    plain = [name for name in registry.names("solvers") if registry.variants("solvers", name) == (name,)]
+    able = [name for name in plain if _takes_squares(name)]
+    asked = options.cross_check or (options.solver,)
+    if asked == ("auto",):
+        here = [name for name in able if registry.load("solvers", name).availability().available]
+        if here:
+            # Without a limit on the size of programs first.
+            here.sort(key=lambda name: bool(registry.load("solvers", name).availability().limits))
+            return replace(options, solver=here[0])
+    if unfit := [name for name in asked if not _takes_squares(name)]:
+        raise QueryError(
+            f"--norm l2 with solver {unfit[0]}",
+            needed=f"an installed backend that solves mixed-integer quadratic programs: {', '.join(able)}",
+            fix="use e.g. --solver scip (pip install milpver[scip])",
+        )
+    return options
+
+
+def _takes_squares(name: str) -> bool:
+    return bool(getattr(registry.load("solvers", NATIVE.get(name, name)), "squares", False))
+
+
 class _Search:
     """The work on one input.
 
@@ -143,6 +192,7 @@ class _Search:
 
     def __init__(self, query: _Query, x: NDArray[np.float32], label: int, index: int) -> None:
         self.query = query
+        self.norm = query.norm
         self.x = x
         self.label = label
         self.index = index
@@ -188,8 +238,7 @@ class _Search:
     def reach(self) -> float:
         """The radius of the smallest ball that holds the whole domain, rounded upward."""
         away = np.maximum(self.x0 - self.space.lower, self.space.upper - self.x0)
-        largest = float(away.max(initial=0.0))
-        return largest if largest == 0.0 else math.nextafter(largest, math.inf)
+        return length(self.norm, away, np.zeros_like(away))
 
     def run(self) -> None:
         """Close the bracket as far as the limits allow."""
@@ -210,7 +259,7 @@ class _Search:
         x = self.space.clip(x)
         witness = evaluate(self.graph, self.space, Budget(), x, {})
         margins = self.rows @ witness.logits
-        distance = _distance(x, self.x0)
+        distance = length(self.norm, x, self.x0)
         hit = margins <= 0
         if hit.any() and distance < self.best:
             self.witness = witness
@@ -233,7 +282,7 @@ class _Search:
             slope = self.graph.pullback(values, row)
             overshoot = 10.0**exponent * max(1.0, float(np.abs(values[-1]).max()))
             needed = np.array([margin + overshoot])
-            x = onto_boundary(x, slope, needed, self.space.inner_lower, self.space.inner_upper)[0]
+            x = closest_steps(self.norm, x, slope, needed, self.space.inner_lower, self.space.inner_upper)[0]
         return self.offer(x)
 
     def attack(self) -> None:
@@ -251,21 +300,36 @@ class _Search:
             space.inner_upper,
             steps=20,
             seed=self.options.seed,
+            norm=self.norm,
         )
         for k in np.flatnonzero(np.isfinite(found)):
             self.offer_near(points[k], int(k))
 
     def bounds_in(self, radii: Sequence[float]) -> Bounds:
         """Bounds in balls around x0, one a radius."""
+        context = self.query.context
         boxes = [ball(self.x0, radius, self.query.domain) for radius in radii]
-        return self.query.context.bounding.bound(
-            self.graph,
-            np.stack([box.lower for box in boxes]),
-            np.stack([box.upper for box in boxes]),
-            Budget(),
-            np.broadcast_to(self.rows, (len(radii), *self.rows.shape)),
-            self.options.device,
-            hurry=lambda: self.clock.remaining <= 0 or self.query.context.interrupted(),
+        lower, upper = np.stack([box.lower for box in boxes]), np.stack([box.upper for box in boxes])
+        rows = np.broadcast_to(self.rows, (len(radii), *self.rows.shape))
+
+        def hurry() -> bool:
+            return self.clock.remaining <= 0 or context.interrupted()
+
+        if self.norm != "linf" and isinstance(context.bounding, Crown):
+            return ball_bounds(
+                context.tensors,
+                self.norm,
+                self.x0,
+                np.asarray(radii, dtype=np.float64),
+                (lower, upper),
+                rows,
+                steps=context.bounding.steps,
+                row_steps=context.bounding.row_steps,
+                hurry=hurry,
+            )
+        # The box holds the ball.
+        return context.bounding.bound(
+            self.graph, lower, upper, Budget(), rows, self.options.device, hurry=hurry
         )
 
     def certify(self) -> None:
@@ -314,6 +378,8 @@ class _Search:
         ``auto`` keeps half of the time for its backend.
         """
         context = self.query.context
+        if self.norm != "linf":
+            return False
         if not (context.native and self.query.method == "direct" and math.isfinite(self.best)):
             return False
         self.engine = "bab"
@@ -363,8 +429,8 @@ class _Search:
             values = self.graph.trace(x[None])
             slope = self.graph.pullback(values, row)
             needed = row @ values[-1][0] + slope @ (self.x0 - x)
-            x = onto_boundary(self.x0, slope, needed, low, high)[0]
-            if _distance(x, self.x0) >= self.best:
+            x = closest_steps(self.norm, self.x0, slope, needed, low, high)[0]
+            if length(self.norm, x, self.x0) >= self.best:
                 return
         self.offer_near(x, target)
 
@@ -390,10 +456,7 @@ class _Search:
                 return
 
     def minimise_in(self, k: int, radius: float, seconds: float) -> bool:
-        """``min eps`` for one target in one ball; False where it could not be finished.
-
-        Rows, beside those of the network: ``x - eps <= x0``, ``x + eps >= x0``, ``f_label - f_j <= 0``.
-        """
+        """The smallest distance for one target in one ball; False where it could not be finished."""
         if seconds <= 0:
             return False
         box = ball(self.x0, radius, self.query.domain)
@@ -406,31 +469,34 @@ class _Search:
         if encoded.input is None:
             self.fail(k, "the margin at the only input there is lies within rounding of a tie")
             return True
-        builder = encoded.builder
-        floor = min(float(self.lower[k]), radius)
-        eps = builder.add_columns("eps", np.array([floor]), np.array([radius]))
-        every = np.repeat(eps, len(self.x0))
-        builder.add_rows([(encoded.input, 1.0), (every, -1.0)], -np.inf, self.x0)
-        builder.add_rows([(encoded.input, 1.0), (every, 1.0)], self.x0, np.inf)
-        columns, coefficients, constant = encoded.row(self.rows[k])
-        builder.add_matrix_rows([(columns, coefficients.reshape(1, -1))], -np.inf, -constant, 1)
-        program = builder.build().with_objective(eps, np.ones(1), 0.0)
-        solution = self.query.context.solve(program, seconds, bound_stop=self.best, name=self.name_of(k))
-        return self.take(k, solution, radius, None if solution.x is None else encoded.point(solution.x))
+        lower = float(self.lower[k])
+        asked = nearest(encoded, self.norm, self.x0, radius, lower, self.rows[k])
+        solution = self.query.context.solve(
+            asked.program,
+            seconds,
+            gap=asked.gap(self.options.gap / 2, lower),
+            bound_stop=asked.value(self.best),
+            name=self.name_of(k),
+        )
+        point = None if solution.x is None else encoded.point(solution.x)
+        return self.take(k, solution, asked, point)
 
-    def take(self, k: int, solution: Solution, radius: float, point: Float | None) -> bool:
+    def take(self, k: int, solution: Solution, asked: Nearest, point: Float | None) -> bool:
         """Take from a solver's answer what can be checked; False where it did not finish."""
+        radius = asked.radius
         self.nodes += solution.nodes
         self.reason[k] = status_of(solution.stop)
         if point is not None:
-            self.offer_near(point, k)
+            self.walk(point, k)
+            if self.norm == "l2" and self.upper[k] > asked.distance(solution.upper) + self.options.gap / 4:
+                self.onto_kink(point, k)
         if solution.stop in (Stop.ERROR, Stop.UNBOUNDED):
             self.fail(k, solution.message or f"the solver says {solution.stop.value}, which cannot be")
             return True
         if solution.stop is Stop.OPTIMAL and point is None:
             self.fail(k, "the solver says optimal, but without a point")
             return True
-        bound = radius if solution.stop is Stop.INFEASIBLE else min(solution.lower, radius)
+        bound = radius if solution.stop is Stop.INFEASIBLE else min(asked.distance(solution.lower), radius)
         if bound > self.upper[k] + self.options.gap:
             self.fail(
                 k,
@@ -444,26 +510,68 @@ class _Search:
         if solution.stop in (Stop.MEMORY, Stop.INTERRUPTED):
             self.status = status_of(solution.stop)
             return False
-        if solution.stop is Stop.OPTIMAL and self.best - self.lower[k] > self.options.gap:
+        if self.norm != "linf" and self.lower[k] < radius and self.best < 0.9 * radius:
+            # What rounding leaves of the square of a short distance is little in a smaller ball.
+            return solution.stop is not Stop.TIMEOUT
+        outside = self.norm != "linf" and self.lower[k] >= radius
+        if solution.stop is Stop.OPTIMAL and not outside and self.best - self.lower[k] > self.options.gap:
             self.step_inside(k, float(self.lower[k]))
             if self.best - self.lower[k] > self.options.gap:
                 self.fail(k, _UNMET)
         return solution.stop is not Stop.TIMEOUT
 
+    def onto_kink(self, x: Float, k: int) -> None:
+        """Replay the closest point to x0 on the boundary among those where the ReLUs that are nearly 0 are 0.
+
+        A point of a quadratic program is as exact as its solver's tolerances. Near it the network is linear
+        but for these ReLUs: a projection (minimum-norm least squares over the free entries) is exact.
+        """
+        values = self.graph.trace(x[None])
+        slopes, offsets = [self.graph.pullback(values, self.rows[k][None])], [self.rows[k] @ values[-1][0]]
+        for node in self.graph.nodes:
+            if not isinstance(node, Relu):
+                continue
+            z = values[node.source][0]
+            near = np.flatnonzero(np.abs(z) <= _NEAR * max(1.0, float(np.abs(z).max())))[: len(x)]
+            if len(near):
+                part = values[: node.source + 1]
+                rows = np.eye(node.size)[near]
+                head = Graph(self.graph.nodes[: node.source + 1])
+                slopes.append(head.pullback([np.repeat(value, len(near), axis=0) for value in part], rows))
+                offsets.extend(z[near].tolist())
+        matrix, at = np.vstack(slopes), np.array(offsets)
+        free = (x > self.space.lower) & (x < self.space.upper)
+        start = np.where(free, self.x0, x)
+        needed = matrix @ (start - x) + at
+        scale = max(1.0, float(np.abs(values[-1]).max()))
+        for exponent in (-15, -13, -11, -9):
+            needed[0] += 10.0**exponent * scale
+            step = np.linalg.lstsq(matrix[:, free], -needed, rcond=None)[0]
+            moved = start.copy()
+            moved[free] += step
+            if self.offer(moved):
+                return
+
     def step_inside(self, k: int, distance: float) -> None:
         """Look for an adversarial input within the gap of a distance, where the closest one does not replay.
 
         At a kink that is the tip of the adversarial region no slope leads into it; the smallest margin in a
-        ball that is larger by less than the gap lies inside of it.
+        ball that is larger by less than the gap lies inside of it. For l2, whose ball no rows make: the
+        closest input whose margin is below 0 by a little.
         """
         radius = min(distance + 0.75 * self.options.gap, self.reach)
         box = ball(self.x0, radius, self.query.domain)
         encoded = encode(self.graph, box, Budget(), self.bounds_in([radius]), self.query.context.encoding)
-        if self.stopped():
+        if self.stopped() or encoded.input is None:
             return
-        solution = self.query.context.solve(
-            encoded.program(self.rows[k]), self.clock.remaining, name=self.name_of(k)
-        )
+        if self.norm == "l2":
+            below = _INSIDE * max(1.0, float(np.abs(self.graph.evaluate(self.x0[None])).max()))
+            asked = nearest(encoded, self.norm, self.x0, radius, distance, self.rows[k], below)
+            program, gap = asked.program, asked.gap(self.options.gap / 8, distance)
+        else:
+            limit_distance(encoded, self.norm, self.x0, radius)
+            program, gap = encoded.program(self.rows[k]), None
+        solution = self.query.context.solve(program, self.clock.remaining, gap=gap, name=self.name_of(k))
         self.nodes += solution.nodes
         if solution.x is not None:
             self.offer_near(encoded.point(solution.x), k)
@@ -505,6 +613,8 @@ class _Search:
                 bounds,
                 self.query.context.encoding,
             )
+            if encoded.input is not None:
+                limit_distance(encoded, self.norm, self.x0, middle)
             for k in left:
                 if self.lower[k] >= middle:
                     continue
@@ -606,7 +716,7 @@ class _Search:
             if check is None or target is None
             else check.margin(self.label, target),
             classes=self.brackets() if known else (),
-            norm="linf",
+            norm=self.norm,
             method=self.query.method,
             requested_target=self.query.target,
             adversarial=None if witness is None else tuple(witness.x.tolist()),
@@ -633,9 +743,3 @@ class _Search:
                 ClassBracket(target, min(lower, upper), upper if math.isfinite(upper) else None, status)
             )
         return tuple(brackets)
-
-
-def _distance(x: Float, x0: Float) -> float:
-    """``|x - x0|_inf``, rounded upward."""
-    largest = float(np.abs(x - x0).max(initial=0.0))
-    return largest if largest == 0.0 else math.nextafter(largest, math.inf)

@@ -45,6 +45,12 @@ def column_names(program: Program) -> list[str]:
 
 def exported(program: Program) -> tuple[Program, list[str]]:
     """The program as files have it, and its column names: the objective's constant is a column of its own."""
+    if program.squares is not None:
+        raise QueryError(
+            "a program with squares in its objective",
+            needed="a linear objective",
+            fix="ask for --norm linf or l1",
+        )
     names = column_names(program)
     if program.offset == 0.0:
         return program, names

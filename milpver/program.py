@@ -3,6 +3,8 @@
     minimise  c^T x + offset   subject to  row_lower <= A x <= row_upper,  lower <= x <= upper,
     x_j integer for j in ``integer``.
 
+The objective may have squares beside it, ``+ sum_j q_j x_j^2`` with q >= 0, for backends that take them.
+
 Blocks of columns and rows are arrays, so that building costs no Python loop over neurons.
 """
 
@@ -36,6 +38,7 @@ class Program:
         matrix: A, float64 CSR [rows, columns], no duplicates, no explicit zeros.
         row_lower, row_upper: float64 [rows]; infinities allowed.
         column_blocks: (name, first column, count) of each block, in order.
+        squares: q, float64 [columns], >= 0; None for a linear objective.
     """
 
     objective: Float
@@ -47,6 +50,7 @@ class Program:
     row_lower: Float
     row_upper: Float
     column_blocks: tuple[tuple[str, int, int], ...] = ()
+    squares: Float | None = None
 
     @property
     def columns(self) -> int:
@@ -63,14 +67,21 @@ class Program:
         return [f"{name}[{i}]" for name, _, count in self.column_blocks for i in range(count)]
 
     def with_objective(self, columns: Int, coefficients: Float, offset: float) -> Program:
-        """The same feasible set with another objective (all other coefficients zero)."""
+        """The same feasible set with another, linear objective (all other coefficients zero)."""
         objective = np.zeros(self.columns)
         np.add.at(objective, columns, coefficients)
-        return replace(self, objective=objective, offset=float(offset))
+        return replace(self, objective=objective, offset=float(offset), squares=None)
+
+    def with_squares(self, columns: Int, coefficients: Float) -> Program:
+        """The same with ``sum_k coefficients_k x[columns_k]^2`` added to a linear objective."""
+        squares = np.zeros(self.columns)
+        np.add.at(squares, columns, coefficients)
+        return replace(self, squares=squares)
 
     def value(self, x: Float) -> float:
         """The objective at a point, float64 [columns]."""
-        return float(self.objective @ x) + self.offset
+        linear = float(self.objective @ x) + self.offset
+        return linear if self.squares is None else linear + float(self.squares @ (x * x))
 
     def violation(self, x: Float) -> float:
         """The largest violation of a bound, a row or integrality at a point, float64 [columns]."""

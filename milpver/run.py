@@ -130,19 +130,20 @@ class RunContext:
         *,
         objective_stop: float | None = None,
         bound_stop: float | None = None,
+        gap: float | None = None,
         name: str = "program",
     ) -> Solution:
         """Minimise a program under the run's options, within ``seconds``.
 
-        Half of the gap is the solver's, so that the bracket between its bound and the replayed witness
-        closes within the whole of it. ``name`` says in the log's file name what is solved.
+        Half of the gap is the solver's (where none is given), so that the bracket between its bound and the
+        replayed witness closes within the whole of it. ``name`` says in the log's file name what is solved.
 
         Raises:
             SolverUnavailableError: the solver is missing, or not licensed for this program.
         """
         limits = Limits(
             seconds=seconds,
-            gap=self.options.gap / 2,
+            gap=self.options.gap / 2 if gap is None else gap,
             threads=self.options.threads,
             seed=self.options.seed,
             memory=self.options.memory,

@@ -111,7 +111,11 @@ class Availability:
 
 
 class Solver(Protocol):
-    """A MILP backend."""
+    """A MILP backend.
+
+    One that also takes squares in the objective (``Program.squares``) says so by an attribute
+    ``squares = True``; the others raise QueryError for such a program.
+    """
 
     @property
     def name(self) -> str:

@@ -133,7 +133,8 @@ class Verdict:
         witness_margin_float64: margin of the witness, evaluated in float64 by the IR.
         witness_margin_float32: the same by ONNX Runtime in float32 on the original file.
         classes: a bracket for each competing class.
-        norm, method, requested_target: distance only: ``linf``, ``direct`` or ``bisect``, ``--target``.
+        norm, method, requested_target: distance only: ``linf``, ``l1`` or ``l2``; ``direct`` or ``bisect``;
+            ``--target``.
         keep, remove: what had to stay and what was removed in every mask, as ``removed`` has it.
         requested_layers, total, layers: pruning distance only: ``--layers``, ``--total``, the bracket of each
             layer (or of all together).

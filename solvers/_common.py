@@ -144,12 +144,14 @@ class Traits:
         infinite: size from which on it takes a number for infinite.
         smallest: entries of the matrix of this size and below it takes for zero.
         takes_ctrl_c: it puts a handler of its own in the way of Ctrl-C.
+        squares: it takes squares in the objective.
     """
 
     name: str
     infinite: float
     smallest: float
     takes_ctrl_c: bool = False
+    squares: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -207,9 +209,16 @@ def solved(
 
     Raises:
         ValueError: the program holds NaN or a misplaced infinity, or the start has a wrong length.
+        QueryError: the objective has squares, and the solver takes none.
         KeyboardInterrupt: Ctrl-C; and whatever ``run`` and ``should_stop`` raise.
     """
     program = sound(program)
+    if program.squares is not None and not traits.squares:
+        raise QueryError(
+            f"a quadratic objective for {traits.name}",
+            needed="a backend that solves mixed-integer quadratic programs (gurobi, scip)",
+            fix="use --solver scip or --solver gurobi",
+        )
     start = checked_start(program, start)
     watch = Watch(limits)
     outcome = trivial(program) or too_large(program, traits.name, traits.infinite)
@@ -349,6 +358,10 @@ def sound(program: Program) -> Program:
             raise ValueError(f"{name} has shape {getattr(program, name).shape}, not {(length,)}")
     if not (np.isfinite(program.objective).all() and np.isfinite(program.offset)):
         raise ValueError("the objective holds NaN or infinity")
+    if program.squares is not None and not (
+        program.squares.shape == (columns,) and np.all((program.squares >= 0) & np.isfinite(program.squares))
+    ):
+        raise ValueError("squares have a wrong shape, or hold a negative number, NaN or infinity")
     if not np.isfinite(program.matrix.data).all():
         raise ValueError("the matrix holds NaN or infinity")
     for name in ("lower", "row_lower", "upper", "row_upper"):
@@ -419,6 +432,7 @@ def conditioned(program: Program, smallest: float) -> Conditioned:
     scaled = replace(
         program,
         objective=program.objective * scale,
+        squares=None if program.squares is None else program.squares * scale * scale,
         lower=program.lower / scale,
         upper=program.upper / scale,
         matrix=matrix,
@@ -481,8 +495,10 @@ def too_large(program: Program, solver: str, infinite: float) -> Outcome | None:
     )
     if not program.integer.any():
         limit, why = infinite, f"{solver} takes that for infinite"
-    for name in ("lower", "upper", "row_lower", "row_upper", "matrix", "objective"):
+    for name in ("lower", "upper", "row_lower", "row_upper", "matrix", "objective", "squares"):
         part = getattr(program, name)
+        if part is None:
+            continue
         sizes = np.abs(part.data if name == "matrix" else part)
         largest = sizes[np.isfinite(sizes)].max(initial=0.0)
         if largest >= limit:
@@ -596,7 +612,8 @@ def _doubts_on_bound(program: Program, limits: Limits, outcome: Outcome, start: 
     for whose, value in (("the start's objective", _known_value(program, start)), ("the incumbent", upper)):
         if lower > value + SLACK * max(1.0, abs(value)):
             doubts.append(f"dual bound {lower!r} above {whose} {value!r}")
-    reached = (limits.objective_stop is not None and upper <= limits.objective_stop) or (
+    near = 0.0 if limits.objective_stop is None else limits.objective_stop + SLACK * max(1.0, abs(upper))
+    reached = (limits.objective_stop is not None and upper <= near) or (
         limits.bound_stop is not None and lower > limits.bound_stop
     )
     if stop is Stop.TARGET and not reached:
@@ -608,7 +625,8 @@ def _doubts_on_bound(program: Program, limits: Limits, outcome: Outcome, start: 
 
 def _objective_size(program: Program, x: Float) -> float:
     """Size of what the objective adds up at a point, at least 1."""
-    return max(1.0, float(np.abs(program.objective) @ np.abs(x)) + abs(program.offset))
+    squared = 0.0 if program.squares is None else float(program.squares @ (x * x))
+    return max(1.0, float(np.abs(program.objective) @ np.abs(x)) + abs(program.offset) + squared)
 
 
 def _known_value(program: Program, start: Float | None) -> float:

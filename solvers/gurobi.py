@@ -42,7 +42,7 @@ FINE_TOLERANCE = 1e-9
 SMALLEST_ENTRY = 1e-13
 #: Gurobi takes numbers of this size for infinite.
 INFINITE = 1e20
-TRAITS = Traits("Gurobi", INFINITE, SMALLEST_ENTRY, takes_ctrl_c=True)
+TRAITS = Traits("Gurobi", INFINITE, SMALLEST_ENTRY, takes_ctrl_c=True, squares=True)
 #: What the licence in the pip package allows, columns and rows each.
 FREE_SIZE = 2000
 
@@ -75,6 +75,7 @@ class Gurobi:
 
     name = "gurobi"
     tolerance = TOLERANCE
+    squares = True
 
     def availability(self) -> Availability:
         """Whether gurobipy is installed; takes no licence, so whether that is valid shows when solving."""
@@ -250,6 +251,12 @@ def _build(gurobipy: ModuleType, model: Any, program: Program) -> Any:
         obj=program.objective,
         vtype=np.where(program.integer, "I", "C"),
     )
+    if program.squares is not None:
+        squared = np.flatnonzero(program.squares)
+        weights = sparse.diags_array(program.squares[squared]).tocsr()
+        model.setMObjective(
+            weights, program.objective, program.offset, columns[squared], columns[squared], columns
+        )
     model.ObjCon = program.offset
     low, high = np.isfinite(program.row_lower), np.isfinite(program.row_upper)
     ranged = np.flatnonzero(low & high & (program.row_lower < program.row_upper))

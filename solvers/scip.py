@@ -40,7 +40,7 @@ __all__ = ["SOLVER", "Scip"]
 INFINITE = 1e20
 #: SCIP takes entries of this size for zero (numerics/epsilon).
 SMALLEST_ENTRY = 1e-9
-TRAITS = Traits("SCIP", INFINITE, SMALLEST_ENTRY)
+TRAITS = Traits("SCIP", INFINITE, SMALLEST_ENTRY, squares=True)
 
 #: Parameters that the contract sets itself, and where to say the same.
 RESERVED = {
@@ -73,6 +73,7 @@ class Scip:
 
     name = "scip"
     tolerance = TOLERANCE
+    squares = True
 
     def availability(self) -> Availability:
         """Whether PySCIPOpt, which brings SCIP along, is installed; the version is that of PySCIPOpt."""
@@ -222,6 +223,14 @@ def _build(model: Any, program: Program) -> list[Any]:
     row_lower, row_upper = (
         np.clip(part, -INFINITE, INFINITE).tolist() for part in (program.row_lower, program.row_upper)
     )
+    if program.squares is not None:
+        # SCIP's objective is linear: squares go below a column of their own.
+        squared = np.flatnonzero(program.squares).tolist()
+        sums = dict(
+            zip([Term(columns[j], columns[j]) for j in squared], program.squares[squared], strict=True)
+        )
+        above = model.addVar("", lb=0.0, ub=None, obj=1.0)
+        model.addCons(ExprCons(Expr({**sums, Term(above): -1.0}), -INFINITE, 0.0))
     bounded = np.isfinite(program.row_lower) | np.isfinite(program.row_upper)
     bounded &= np.diff(matrix.indptr) > 0  # ``trivial`` has seen to rows without entries
     for i in np.flatnonzero(bounded).tolist():

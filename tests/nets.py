@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from scipy import sparse
-from scipy.optimize import linprog
+from scipy.optimize import linprog, nnls
 
 from milpver.graph import Affine, Gate, Graph, Input, Max, Node, Relu
 from milpver.linear import Conv, Dense, LinearMap, Sparse, identity
@@ -341,13 +341,48 @@ def pattern_minimum(
     return best
 
 
+def _least_distance(matrix: Float, limit: Float) -> float:
+    """``min |d|_2`` subject to ``matrix d <= limit``, or infinity (Lawson and Hanson 1974, problem LDP)."""
+    size = np.maximum(np.linalg.norm(np.hstack([matrix, limit[:, None]]), axis=1), 1e-300)
+    both = -np.hstack([matrix, limit[:, None]]) / size[:, None]
+    dual, missed = nnls(both.T, np.append(np.zeros(matrix.shape[1]), 1.0))
+    if missed < 1e-9:
+        return float(np.inf)
+    rest = both.T @ dual - np.append(np.zeros(matrix.shape[1]), 1.0)
+    return float(np.linalg.norm(rest[:-1] / rest[-1]))
+
+
 def pattern_distance(
-    weights: Sequence[Float], biases: Sequence[Float], x0: Float, row: Float, lower: Float, upper: Float
+    weights: Sequence[Float],
+    biases: Sequence[Float],
+    x0: Float,
+    row: Float,
+    lower: Float,
+    upper: Float,
+    norm: str = "linf",
 ) -> float:
-    """Smallest L-inf step from x0, inside a box, to where a row over the outputs is <= 0, or infinity."""
+    """Smallest step from x0, inside a box, to where a row over the outputs is <= 0, or infinity."""
     size, best = len(x0), np.inf
     none = [np.zeros(len(weight), dtype=np.bool_) for weight in weights[:-1]]
     for slope, constant, rows, limits in _regions(weights, biases, none):
+        matrix = np.vstack([rows, row @ slope])
+        limit = np.append(limits, -row @ constant)
+        if norm == "l1":
+            ways = np.hstack([matrix, -matrix])
+            room = [
+                *zip(np.zeros(size), upper - x0, strict=True),
+                *zip(np.zeros(size), x0 - lower, strict=True),
+            ]
+            split = linprog(np.ones(2 * size), ways, limit - matrix @ x0, bounds=room, method="highs")
+            best = min(best, float(split.fun)) if split.status == 0 else best
+            continue
+        if norm == "l2":
+            edges = [(np.eye(size), upper), (-np.eye(size), -lower)]
+            held = [(part[np.isfinite(end)], end[np.isfinite(end)]) for part, end in edges]
+            matrix = np.vstack([matrix, *(part for part, _ in held)])
+            limit = np.concatenate([limit, *(end for _, end in held)])
+            best = min(best, _least_distance(matrix, limit - matrix @ x0))
+            continue
         step = np.ones((size, 1))
         away = [np.hstack([np.eye(size), -step]), np.hstack([-np.eye(size), -step])]
         region = np.hstack([np.vstack([rows, row @ slope]), np.zeros((len(rows) + 1, 1))])

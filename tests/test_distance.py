@@ -115,6 +115,121 @@ def test_distances_are_those_of_enumeration(
             assert alone.requested_target == target
 
 
+NORMS = ("linf", "l1", "l2")
+QUADRATIC = [name for name in ("scip", "gurobi") if registry.load("solvers", name).availability().available]
+
+
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(
+    seed=st.integers(0, 10**6),
+    hidden=st.sampled_from([[3], [5], [3, 2]]),
+    inputs=st.integers(2, 3),
+    clipped=st.booleans(),
+)
+def test_distances_in_other_norms_are_those_of_enumeration(
+    tmp_path: Path, seed: int, hidden: list[int], inputs: int, clipped: bool
+) -> None:
+    weights, biases = random_layers([inputs, *hidden, 3], seed, scale=1.5)
+    network = network_of(tmp_path / "n.onnx", weights, biases)
+    rng = np.random.default_rng(seed)
+    x = rng.uniform(-1, 1, size=inputs).astype(np.float32).astype(float)
+    if clipped and rng.random() < 0.5:
+        x[0] = 1.0
+    label = predicted(network, x)
+    low, high = np.full(inputs, -1.0 if clipped else -np.inf), np.full(inputs, 1.0 if clipped else np.inf)
+    domain = {"domain": (-1.0, 1.0)} if clipped else {}
+    setups: dict[str, list[dict[str, Any]]] = {
+        "l1": [
+            {},
+            {"solver": QUADRATIC[0]} if QUADRATIC else {},
+            {"encoding": "reference", "bounds": "interval"},
+            {"method": "bisect", "bounds": "budget"},
+        ],
+        "l2": [{"solver": name} for name in QUADRATIC],
+    }
+    for norm, ways in setups.items():
+        truth = {
+            j: pattern_distance(weights, biases, x, np.eye(3)[label] - np.eye(3)[j], low, high, norm)
+            for j in range(3)
+            if j != label
+        }
+        if not clipped and min(truth.values()) >= 100:
+            continue
+        for way in ways:
+            verdict = ask(network, x, label, norm=norm, **domain, **way)
+            assert verdict.norm == norm
+            assert_exact(network, x, verdict, truth)
+
+
+@settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(seed=st.integers(0, 10**6), targeted=st.booleans())
+def test_norms_of_one_step_bound_each_other(tmp_path: Path, seed: int, targeted: bool) -> None:
+    """linf <= l2 <= l1 <= n linf and l2 <= sqrt(n) linf hold of every step, so of the shortest ones too."""
+    weights, biases = random_layers([4, 6, 3], seed, scale=1.5)
+    network = network_of(tmp_path / "n.onnx", weights, biases)
+    x = np.random.default_rng(seed).uniform(0, 1, size=4).astype(np.float32)
+    label = predicted(network, x)
+    chosen = {"target": (label + 1) % 3} if targeted else {}
+    found = {}
+    for norm in NORMS if QUADRATIC else NORMS[:2]:
+        verdict = ask(network, x, label, norm=norm, domain=(0.0, 1.0), **chosen)
+        if verdict.status is Status.INFEASIBLE:
+            found[norm] = (math.inf, math.inf)
+            continue
+        assert verdict.status is Status.OPTIMAL, verdict.message
+        assert verdict.lower is not None
+        assert verdict.upper is not None
+        found[norm] = verdict.lower, verdict.upper
+        assert not targeted or verdict.adversarial_label == chosen["target"]
+        # ONNX Runtime agrees up to float32, on a point of the domain.
+        assert verdict.witness_float32 is not None
+        assert np.all((verdict.witness_float32 >= 0) & (verdict.witness_float32 <= 1))
+        assert verdict.witness_margin_float32 is not None
+        assert verdict.witness_margin_float32 <= 1e-4
+        step = np.abs(np.asarray(verdict.adversarial) - x.astype(float))
+        size = {"linf": step.max(), "l1": step.sum(), "l2": math.sqrt(float(step @ step))}[norm]
+        assert size <= verdict.upper <= size + 1e-9
+    assert len({math.isinf(lower) for lower, _ in found.values()}) == 1
+    middle = found.get("l2", found["l1"])
+    assert found["linf"][0] <= middle[1] + CLOSE
+    assert middle[0] <= found["l1"][1] + CLOSE
+    assert found["l1"][0] <= 4 * found["linf"][1] + CLOSE
+    assert "l2" not in found or found["l2"][0] <= 2 * found["linf"][1] + CLOSE
+
+
+def test_a_corner_of_a_linear_network(tmp_path: Path) -> None:
+    """The margin is 1.2 - x1 - 2 x2 over [0, 0.5]^2 at 0: known steps in every norm."""
+    network = network_of(
+        tmp_path / "n.onnx",
+        [np.eye(2), np.array([[0.0, 0.0], [1.0, 2.0]])],
+        [np.zeros(2), np.array([1.2, 0.0])],
+    )
+    known = {"linf": 0.4, "l1": 0.7, "l2": math.hypot(0.24, 0.48)}
+    for norm in NORMS if QUADRATIC else NORMS[:2]:
+        verdict = ask(network, [0.0, 0.0], 0, norm=norm, domain=(0.0, 0.5))
+        assert verdict.upper == pytest.approx(known[norm], abs=CLOSE), norm
+        assert verdict.lower == pytest.approx(known[norm], abs=CLOSE), norm
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_a_norm_that_runs_out_of_time_keeps_a_bracket(tmp_path: Path, norm: str) -> None:
+    if norm == "l2" and not QUADRATIC:
+        pytest.skip("no backend for quadratic programs is installed")
+    weights, biases = random_layers([6, 20, 20, 3], 1)
+    network = network_of(tmp_path / "n.onnx", weights, biases)
+    x = np.linspace(0.1, 0.9, 6)
+    label = predicted(network, x)
+    late = ask(network, x, label, norm=norm, domain=(0.0, 1.0), timeout=1e-9)
+    assert late.status in (Status.TIMEOUT, Status.OPTIMAL)
+    exact = ask(network, x, label, norm=norm, domain=(0.0, 1.0), timeout=60, gap=1e-4)
+    assert exact.status is Status.OPTIMAL, exact.message
+    for verdict in (late, exact):
+        assert verdict.lower is not None
+        assert exact.upper is not None
+        assert verdict.lower <= exact.upper
+        assert verdict.upper is None or exact.lower is None or verdict.upper >= exact.lower
+
+
 def line(tmp_path: Path, slope: float, offset: float) -> Network:
     """One input; the margin of class 0 over class 1 is ``offset - slope x``."""
     weights = [np.array([[1.0], [-1.0]]), np.array([[0.0, 0.0], [slope, -slope]])]
@@ -193,7 +308,11 @@ def test_questions_that_make_no_sense(tmp_path: Path) -> None:
     network = line(tmp_path, 1.0, 0.5)
     for wrong, said in (
         ({"method": "guess"}, "--method guess.*direct or bisect"),
-        ({"norm": "l2"}, "--norm l2.*linf"),
+        ({"norm": "l3"}, "--norm l3.*linf, l1, l2"),
+        ({"norm": "l2", "solver": "highs"}, "--norm l2 with solver highs.*gurobi, scip"),
+        ({"norm": "l2", "solver": "bab"}, "--norm l2 with solver bab.*gurobi, scip"),
+        ({"norm": "l2", "cross_check": ("scip", "highs")}, "--norm l2 with solver highs"),
+        ({"norm": "l2", "method": "bisect"}, "--method bisect with --norm l2.*direct"),
         ({"target": 2}, "--target 2.*0 to 1"),
         ({"target": -1}, "--target -1"),
         ({"target": 0}, "--target 0.*label"),

@@ -1,9 +1,10 @@
-"""The closest adversarial input an attack can find in L-inf: DeepFool's linearisation, one batch of targets.
+"""The closest adversarial input an attack can find in a norm: DeepFool's linearisation, one batch of targets.
 
-In the linear region of a point x the margin to class j is m_j(x) + g_j . (x' - x), and the closest point to
-x0 at which it vanishes lies at x' = x0 - r sign(g_j) with r = (m_j(x) + g_j . (x0 - x)) / ||g_j||_1
-(Moosavi-Dezfooli et al. 2016, DeepFool, L-inf form), r being found within the domain. Repeated from x' this
-walks along the boundary towards x0; every adversarial point met is pulled back along the segment to x0.
+In the linear region of a point x the margin to class j is m_j(x) + g_j . (x' - x); the closest point to x0 at
+which it vanishes, within the domain, is that of ``norm.closest_steps`` (without a domain, in L-inf,
+x' = x0 - r sign(g_j) with r = (m_j(x) + g_j . (x0 - x)) / ||g_j||_1: Moosavi-Dezfooli et al. 2016, DeepFool).
+Repeated from x' this walks along the boundary towards x0; every adversarial point met is pulled back along
+the segment to x0.
 """
 
 from __future__ import annotations
@@ -12,15 +13,25 @@ import numpy as np
 
 from milpver.graph import Graph
 from milpver.linear import Float
+from milpver.norm import closest_steps, lengths
 
-__all__ = ["closest_adversarials", "onto_boundary"]
+__all__ = ["closest_adversarials"]
 
 #: Halvings of a segment when a point is pulled back towards x0.
 _HALVINGS = 30
 
 
 def closest_adversarials(
-    graph: Graph, x0: Float, label: int, targets: list[int], low: Float, high: Float, *, steps: int, seed: int
+    graph: Graph,
+    x0: Float,
+    label: int,
+    targets: list[int],
+    low: Float,
+    high: Float,
+    *,
+    steps: int,
+    seed: int,
+    norm: str = "linf",
 ) -> tuple[Float, Float]:
     """Adversarial inputs near x0, one for each target class.
 
@@ -32,6 +43,7 @@ def closest_adversarials(
         low, high: limits of every entry, float64 [inputs], infinities allowed.
         steps: linearisations from each start; half of the starts are x0 itself, half random points near it.
         seed: of the random starts.
+        norm: what distances are measured in.
 
     Returns:
         Distances, float64 [targets], infinity where none was found, and the points, float64
@@ -47,60 +59,27 @@ def closest_adversarials(
         x = np.tile(x0, (len(targets), 1))
         if attempt:
             reach = np.where(np.isfinite(best), best, 1.0)[:, None]
-            x = np.clip(x + reach * rng.uniform(-1.0, 1.0, x.shape), low, high)
+            way = rng.uniform(-1.0, 1.0, x.shape)
+            if norm != "linf":
+                way /= np.maximum(lengths(norm, way), 1e-300)[:, None]
+            x = np.clip(x + reach * way, low, high)
         overshoot = 1.0 + 1e-6
         for _ in range(steps):
             values = graph.trace(x)
             margin = np.einsum("bi,bi->b", rows, values[-1])
-            _keep_closest(graph, x0, x, margin, rows, best, points)
+            _keep_closest(graph, x0, x, margin, rows, (best, points), norm)
             slope = graph.pullback(values, rows)
             needed = margin + np.einsum("bi,bi->b", slope, x0 - x)
-            x = onto_boundary(x0, slope, needed * overshoot, low, high)
+            x = closest_steps(norm, x0, slope, needed * overshoot, low, high)
             overshoot = min(overshoot * 1.2, 1.3)
     return best, points
 
 
-def onto_boundary(x0: Float, slope: Float, needed: Float, low: Float, high: Float) -> Float:
-    """The closest points to x0 at which linear margins have dropped by ``needed``, inside the domain.
-
-    The entries move by r against the sign of their slope, those at the domain's edge stay there; r solves
-    ``sum_i |g_i| min(r, room_i) = needed``, room_i being the way to the edge. Where the whole domain is not
-    enough, every entry goes to its edge (or, without an edge, as far as the free entries must).
-
-    Args:
-        x0: float64 [inputs].
-        slope: g, float64 [batch, inputs].
-        needed: float64 [batch]; points with ``needed <= 0`` stay at x0.
-        low, high: limits of every entry, float64 [inputs].
-
-    Returns:
-        float64 [batch, inputs].
-    """
-    weight = np.abs(slope)
-    room = np.where(slope > 0, x0 - low, high - x0)
-    room = np.where(weight > 0, room, 0.0)
-    order = np.argsort(room, axis=1)
-    sorted_room = np.take_along_axis(room, order, axis=1)
-    sorted_weight = np.take_along_axis(weight, order, axis=1)
-    finite_room = np.where(np.isfinite(sorted_room), sorted_room, 0.0)
-    # Up to the k-th edge the entries before it have given all they can, the others move on together.
-    given = np.cumsum(sorted_weight * finite_room, axis=1) - sorted_weight * finite_room
-    rest = np.cumsum(sorted_weight[:, ::-1], axis=1)[:, ::-1]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        radius = (needed[:, None] - given) / rest
-    fits = (rest > 0) & (radius <= sorted_room)
-    first = fits.argmax(axis=1)
-    found = np.take_along_axis(radius, first[:, None], axis=1)[:, 0]
-    found = np.where(fits.any(axis=1), found, np.where(np.isfinite(room), room, 0.0).max(axis=1, initial=0.0))
-    moved = x0 - np.sign(slope) * np.maximum(found, 0.0)[:, None]
-    inside: Float = np.clip(moved, low, high)
-    return inside
-
-
 def _keep_closest(
-    graph: Graph, x0: Float, x: Float, margin: Float, rows: Float, best: Float, points: Float
+    graph: Graph, x0: Float, x: Float, margin: Float, rows: Float, kept: tuple[Float, Float], norm: str
 ) -> None:
-    """Pull the adversarial points among x back along their segments to x0; keep what is closer than best."""
+    """Pull the adversarial points among x back along their segments to x0; keep what is closer."""
+    best, points = kept
     hit = np.flatnonzero(margin <= 0)
     if len(hit) == 0:
         return
@@ -112,7 +91,7 @@ def _keep_closest(
         adversarial = np.einsum("bi,bi->b", rows[hit], outputs) <= 0
         near, far = np.where(adversarial, near, middle), np.where(adversarial, middle, far)
     candidate = np.where(far[:, None] == 1.0, x[hit], x0 + far[:, None] * way)
-    distance = np.abs(candidate - x0).max(axis=1)
+    distance = lengths(norm, candidate - x0)
     closer = distance < best[hit]
     best[hit[closer]] = distance[closer]
     points[hit[closer]] = candidate[closer]

@@ -198,7 +198,7 @@ def worth_tightening(workspace: Workspace, index: int, node: Affine) -> bool:
     if not any(isinstance(graph.nodes[reader], Relu | Max | Gate) for reader in graph.consumers[index]):
         return False
     exact = all(source in workspace.constants or workspace.settled(source) for source in node.sources)
-    return not exact and node.sources != (0,)
+    return not exact and (node.sources != (0,) or not workspace.box_shaped)
 
 
 def entries_that_matter(workspace: Workspace, index: int) -> torch.Tensor:
@@ -403,10 +403,7 @@ def _through(workspace: Workspace, index: int, c: torch.Tensor, state: _Pass) ->
     node = workspace.graph.nodes[index]
     match node:
         case Input():
-            added = (
-                c.clamp(min=0.0) @ workspace.lows[0].unsqueeze(2)
-                + c.clamp(max=0.0) @ workspace.highs[0].unsqueeze(2)
-            ).squeeze(2)
+            added = workspace.least(c)
             size = (c.abs() @ workspace.largest(0).unsqueeze(2)).squeeze(2) if state.rounded else None
             return _Step((), added, size, 2 * node.size + 8)
         case Affine():

@@ -160,6 +160,16 @@ class Workspace:
         """``max(|l|, |u|)`` of a node, float64 [batch, size]."""
         return torch.maximum(self.lows[node].abs(), self.highs[node].abs())
 
+    @property
+    def box_shaped(self) -> bool:
+        """Whether all of a box is asked about: then intervals are exact for what reads the input alone."""
+        return True
+
+    def least(self, c: torch.Tensor) -> torch.Tensor:
+        """``min c x`` over the inputs, float64 [batch, rows, inputs] -> [batch, rows]; not rounded."""
+        least = c.clamp(min=0.0) @ self.lows[0].unsqueeze(2) + c.clamp(max=0.0) @ self.highs[0].unsqueeze(2)
+        return least.squeeze(2)
+
     def counted(self, node: int) -> BudgetGroup | None:
         """The group of a Gate node whose removals rows count, or None where they do not."""
         return self.budget.group_of(node) if self.aware else None

@@ -137,7 +137,7 @@ def _ask_margin(asked: Asked) -> Iterator[Verdict]:
 
 def _read_distance(fields: Fields) -> Sequence[Variant]:
     method = fields.choice("method", "direct", ("direct", "bisect"))
-    norm = fields.choice("norm", "linf", ("linf",))
+    norm = fields.choice("norm", "linf", ("linf", "l1", "l2"))
     return [Variant({"method": method, "norm": norm}, 0)]
 
 

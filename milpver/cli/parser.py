@@ -346,7 +346,12 @@ def _margin(parser: argparse.ArgumentParser) -> None:
 
 def _distance(parser: argparse.ArgumentParser) -> None:
     _model_and_data(parser)
-    parser.add_argument("--norm", default="linf", metavar="NORM", help="how distances are measured: linf")
+    parser.add_argument(
+        "--norm",
+        default="linf",
+        metavar="NORM",
+        help="how distances are measured: linf, l1, or l2 (with the solver scip or gurobi) (linf)",
+    )
     parser.add_argument(
         "--method", default="direct", metavar="NAME", help="direct minimisation, or bisect on the radius"
     )

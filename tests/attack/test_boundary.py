@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from milpver.attack.boundary import closest_adversarials, onto_boundary
+from milpver.attack.boundary import closest_adversarials
 from milpver.graph import Affine, Graph, Input, Relu
 from milpver.linear import Dense
+from milpver.norm import closest_steps
 
 
 def net(seed: int, *, linear: bool) -> Graph:
@@ -73,7 +74,7 @@ def test_a_linear_margin_drops_by_what_is_needed(seed: int) -> None:
     with np.errstate(invalid="ignore"):
         most = np.where(slope != 0, np.abs(slope) * room, 0.0).sum(axis=1)
     needed = np.where(np.isfinite(most), most, 3.0) * rng.uniform(0, 1, size=5)
-    moved = onto_boundary(x0, slope, needed, low, high)
+    moved = closest_steps("linf", x0, slope, needed, low, high)
     assert np.all((moved >= low) & (moved <= high))
     np.testing.assert_allclose(np.einsum("bi,bi->b", slope, x0 - moved), needed, atol=1e-9)
 
@@ -81,5 +82,5 @@ def test_a_linear_margin_drops_by_what_is_needed(seed: int) -> None:
 def test_nothing_to_do_and_nothing_possible() -> None:
     x0, low, high = np.zeros(2), np.full(2, -1.0), np.full(2, 1.0)
     slope = np.array([[1.0, 2.0], [1.0, -2.0], [0.0, 0.0]])
-    moved = onto_boundary(x0, slope, np.array([-1.0, 100.0, 1.0]), low, high)
+    moved = closest_steps("linf", x0, slope, np.array([-1.0, 100.0, 1.0]), low, high)
     np.testing.assert_array_equal(moved, [[0, 0], [-1, 1], [0, 0]])

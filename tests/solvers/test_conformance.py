@@ -21,6 +21,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import sparse
+from scipy.optimize import minimize
 
 from milpver import registry
 from milpver.errors import QueryError
@@ -247,6 +248,42 @@ def test_says_who_it_is(solver: Solver) -> None:
     state = solver.availability()
     assert state.version[0].isdigit()
     assert state.reason == ""
+
+
+@pytest.mark.parametrize("integer", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_squares_or_a_word_on_who_takes_them(solver: Solver, seed: int, integer: bool) -> None:
+    """min sum q x^2 + c z over A x + B z >= b, z in {0, 1}^3 (or [0, 1]^3), against projected duals."""
+    rng = np.random.default_rng(seed)
+    builder = ProgramBuilder()
+    x = builder.add_columns("x", np.full(4, -1.0), np.ones(4))
+    z = builder.add_columns("z", np.zeros(3), np.ones(3), integer=integer)
+    a, b = rng.normal(size=(2, 4)), rng.normal(size=(2, 3))
+    builder.add_matrix_rows([(x, a), (z, b)], np.array([0.5, 0.7]), np.inf, 2)
+    program = builder.build().with_objective(z, np.full(3, 0.2), 0.5).with_squares(x, np.full(4, 0.8))
+    if not getattr(solver, "squares", False):
+        with pytest.raises(QueryError, match=r"quadratic objective.*gurobi, scip"):
+            solver.solve(program, Limits())
+        return
+    solution = solver.solve(program, Limits(gap=1e-7))
+    assert solution.stop is Stop.OPTIMAL, solution.message
+    assert solution.x is not None
+    assert program.violation(solution.x) < 1e-6
+    assert program.value(solution.x) == pytest.approx(solution.upper, abs=1e-6)
+    assert solution.lower <= solution.upper <= solution.lower + 1e-6
+    least = np.inf
+    for fixed in itertools.product((0.0, 1.0), repeat=3) if integer else [None]:
+        free = fixed is None
+        found = minimize(
+            lambda v: float(0.8 * (v[:4] @ v[:4]) + 0.2 * v[4:].sum() + 0.5),
+            np.concatenate([np.zeros(4), np.full(3, 0.5) if free else fixed]),
+            bounds=[(-1, 1)] * 4 + ([(0, 1)] * 3 if free else [(part, part) for part in fixed]),
+            constraints={"type": "ineq", "fun": lambda v: a @ v[:4] + b @ v[4:] - np.array([0.5, 0.7])},
+            method="SLSQP",
+            options={"ftol": 1e-13, "maxiter": 300},
+        )
+        least = min(least, float(found.fun)) if found.success else least
+    assert solution.upper == pytest.approx(least, abs=1e-5)
 
 
 def test_linear_program(solver: Solver) -> None:
