@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
-#: lambda1 where none is given, by method.
-_LAMBDA1 = {"exact-bound": "1"}
+#: lambda1 and lambda2 where none are given, by method.
+_LAMBDAS = {"exact-bound": ("0.1", "2")}
 
 #: Images on which the exported file is compared with torch.
 _COMPARED = 1000
@@ -161,14 +161,14 @@ def _recipe(arguments: Namespace, data: Dataset) -> Recipe:
         path = Path(folder) / "untrained.onnx"
         path.write_bytes(onnx_model(net, "untrained"))
         budget = parse_budget(arguments.budget, load_network(path))
-    lambda1 = arguments.lambda1 or _LAMBDA1.get(arguments.method, "0.3")
+    usual = _LAMBDAS.get(arguments.method, ("0.3", "0.1"))
     return Recipe(
         arch=architecture.text,
         method=arguments.method,
         settings=Settings(
             budget=budget.per_layer,
-            lambda1=number("--lambda1", lambda1, example="0.3"),
-            lambda2=number("--lambda2", arguments.lambda2, example="0.1"),
+            lambda1=number("--lambda1", arguments.lambda1 or usual[0], example="0.3"),
+            lambda2=number("--lambda2", arguments.lambda2 or usual[1], example="0.1"),
             epsilon=number("--epsilon", arguments.epsilon, above=0.0, example="0.1"),
             rho=number("--rho", arguments.rho, above=0.0, example="0.05"),
             dropout=(_share("--targeted", arguments.targeted), _share("--drop", arguments.drop)),

@@ -3,8 +3,9 @@
 ``standard``: cross-entropy. ``robust``: the neuron-pruning paper's eq. 11, CE + lambda1 max(delta - gamma, 0)
 + lambda2 delta / max(gamma, eps). ``sam``: sharpness-aware minimisation (Foret et al. 2020).
 ``targeted-dropout``: of each hidden layer's share of neurons with the smallest weight norms, each is dropped
-with a probability (Gomez et al. 2019). ``exact-bound``: cross-entropy, plus the cross-entropy of the worst
-logits that budget-aware linear bounds allow.
+with a probability (Gomez et al. 2019). ``exact-bound``: cross-entropy, plus lambda1 times that of the worst
+logits that budget-aware linear bounds allow, plus lambda2 times that under the masks that an attack finds:
+the two sides of the worst case that the exact search will find.
 
 Where lambda1 and lambda2 follow the curriculum, the caller passes ``strength``, which grows from 0 to 1.
 """
@@ -20,16 +21,23 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from milpver.train.architecture import Classifier
-from milpver.train.surrogates import SpectralNorms, deviation_bound, margin_bounds, nominal_margin
+from milpver.train.surrogates import (
+    SpectralNorms,
+    attacked_logits,
+    deviation_bound,
+    margin_bounds,
+    nominal_margin,
+)
 
 __all__ = ["METHODS", "Method", "Settings", "Step", "make_method"]
 
 METHODS = ("standard", "robust", "sam", "targeted-dropout", "exact-bound")
 
-#: ``exact-bound`` computes bounds in every second step, for so many images that no more rows of shares
-#: (weight times activation) are searched for their largest: that keeps it below three times the cost of
-#: standard training.
-_EVERY, _MOST_ROWS = 2, 2800
+#: ``exact-bound`` computes bounds in one of so many steps (with attacks, and without), for so many images
+#: that no more rows of shares (weight times activation) are searched for their largest: that keeps it below
+#: three times the cost of standard training. Attacks see every image in every step: they run behind the first
+#: gated layer alone.
+_EVERY, _EVERY_ALONE, _MOST_ROWS = 6, 2, 2800
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +47,7 @@ class Settings:
     Attributes:
         budget: neurons that may go, one number a hidden fully connected layer.
         lambda1: weight of the hinge term; of the bound's cross-entropy in ``exact-bound``.
-        lambda2: weight of the ratio term.
+        lambda2: weight of the ratio term; of the cross-entropy under attack in ``exact-bound``.
         epsilon: smallest margin that the ratio term divides by (the paper does not say which).
         rho: radius of ``sam``.
         dropout: (share of a layer that is targeted, probability to be dropped).
@@ -222,26 +230,31 @@ class _TargetedDropout(_Stateless):
 
 @dataclass(slots=True)
 class _ExactBound:
-    """Cross-entropy, and lambda1 times that of the worst margins that the bounds allow.
+    """Cross-entropy, plus lambda1 times that of the margins' bounds, plus lambda2 times that under attack.
 
     With L_j a lower bound of the margin to class j, the bound's cross-entropy is ``log(1 + sum_j
-    exp(-L_j))``. It is estimated: in one of ``_EVERY`` steps, weighted by that, on the first images of the
-    batch (which was drawn at random).
+    exp(-L_j))``. It is estimated: in one of several steps, weighted by how many, on the first images of the
+    batch (which was drawn at random). The attack's is of all images in all steps.
     """
 
     settings: Settings
     steps: int = 0
 
     def gradients(self, net: Classifier, x: Tensor, labels: Tensor, strength: float) -> Step:
+        own, layers = self.settings, _layers(net)
         logits, hidden = net(x)
         loss = entropy = functional.cross_entropy(logits, labels)
         self.steps += 1
-        if strength > 0 and self.steps % _EVERY == 0:
-            count = self._images(_layers(net), len(x))
+        if strength > 0 and own.lambda2 > 0:
+            attacked = attacked_logits(layers, hidden, logits, labels, own.budget)
+            loss = loss + strength * own.lambda2 * functional.cross_entropy(attacked, labels)
+        every = _EVERY if own.lambda2 > 0 else _EVERY_ALONE
+        if strength > 0 and own.lambda1 > 0 and self.steps % every == 0:
+            count = self._images(layers, len(x))
             some = labels[:count]
-            lower = margin_bounds(_layers(net), [h[:count] for h in hidden], some, self.settings.budget)
-            weight = strength * self.settings.lambda1 * _EVERY
-            loss = entropy + weight * functional.cross_entropy(-lower, some)
+            lower = margin_bounds(layers, [h[:count] for h in hidden], some, own.budget)
+            weight = strength * own.lambda1 * every
+            loss = loss + weight * functional.cross_entropy(-lower, some)
         return _descend(net, loss, entropy, logits, labels)
 
     def state(self) -> dict[str, Any]:

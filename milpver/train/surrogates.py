@@ -12,20 +12,32 @@ of the s largest of max(A_r, 0))`` with ``A_r = min(w_r l_r, w_r u_r)``; the mar
 backwards to that layer's activations, which are fixed numbers, so that the exact top-s sum ends the chain. A
 gated layer on the way pays ``lambda s`` for ``min(C v, lambda)`` in place of ``C v`` (any lambda >= 0; here
 the (s+1)-th largest).
+
+On the other side stands an attack: masks of the neurons whose removal raises the loss most to first order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["SpectralNorms", "deviation_bound", "margin_bounds", "nominal_margin", "top_sum"]
+__all__ = [
+    "SpectralNorms",
+    "attacked_logits",
+    "deviation_bound",
+    "margin_bounds",
+    "nominal_margin",
+    "top_sum",
+]
 
 _TINY = 1e-12
+
+#: Times that an attack chooses its masks, each from where the masks before left the network.
+_ROUNDS = 2
 
 
 class SpectralNorms:
@@ -86,6 +98,61 @@ def deviation_bound(
     rows = layers[-1].weight
     apart = (rows[labels][:, None] - rows[None]).square().sum(2).clamp(min=_TINY).sqrt()
     return delta * apart.max(dim=1).values
+
+
+def attacked_logits(
+    layers: Sequence[nn.Linear],
+    hidden: Sequence[Tensor],
+    logits: Tensor,
+    labels: Tensor,
+    budget: Sequence[int],
+) -> Tensor:
+    """Logits under masks that raise the cross-entropy, each image's own and within the budget.
+
+    The masks remove as many neurons as may go, those with the largest ``-m dL/dm``: first at the whole
+    network, then again where those masks led. What comes back is differentiable in the weights, the masks
+    held fixed.
+
+    Args:
+        layers: the fully connected layers, the last gives the logits.
+        hidden: activations of the hidden ones without pruning, [batch, width] each.
+        logits: without pruning, computed from ``hidden``, [batch, classes].
+        labels: int64 [batch].
+        budget: neurons that may go, one number a hidden layer, at least one > 0.
+
+    Returns:
+        [batch, classes].
+    """
+    gated = [k for k, removable in enumerate(budget) if removable]
+    loss = functional.cross_entropy(logits, labels, reduction="sum")
+    slopes = torch.autograd.grad(loss, [hidden[k] for k in gated], retain_graph=True)
+    masks = {k: _worst(slope * hidden[k].detach(), budget[k]) for k, slope in zip(gated, slopes, strict=True)}
+    fixed = hidden[gated[0]].detach()
+    for _ in range(_ROUNDS - 1):
+        varied = {k: mask.requires_grad_() for k, mask in masks.items()}
+        loss = functional.cross_entropy(_masked(layers, fixed, gated[0], varied), labels, reduction="sum")
+        slopes = torch.autograd.grad(loss, list(varied.values()))
+        masks = {k: _worst(slope, budget[k]) for k, slope in zip(gated, slopes, strict=True)}
+    return _masked(layers, hidden[gated[0]], gated[0], masks)
+
+
+def _worst(slopes: Tensor, removable: int) -> Tensor:
+    """Masks without the neurons of which the loss falls the most, [batch, width]."""
+    gone = slopes.topk(removable, dim=1, largest=False, sorted=False).indices
+    return torch.ones_like(slopes).scatter_(1, gone, 0.0)
+
+
+def _masked(
+    layers: Sequence[nn.Linear], activations: Tensor, first: int, masks: Mapping[int, Tensor]
+) -> Tensor:
+    """Logits, from the activations of the first gated layer on, those of gated layers times their masks."""
+    h = activations * masks[first]
+    for k in range(first + 1, len(layers) - 1):
+        h = torch.relu(layers[k](h))
+        if k in masks:
+            h = h * masks[k]
+    logits: Tensor = layers[-1](h)
+    return logits
 
 
 def top_sum(values: Tensor, count: int) -> Tensor:

@@ -22,7 +22,7 @@ from milpver.train.architecture import build, parse_architecture
 from milpver.train.export import onnx_model
 from milpver.train.fit import Recipe, Training, log_text
 from milpver.train.methods import METHODS, Settings, make_method
-from milpver.train.surrogates import SpectralNorms, deviation_bound
+from milpver.train.surrogates import SpectralNorms, attacked_logits, deviation_bound, margin_bounds
 
 RECIPE = Recipe(
     "8-16-12-3", "standard", Settings((2, 1), lambda1=0.5), warmup=1, ramp=1, epochs=4, batch=32,
@@ -128,6 +128,22 @@ def test_the_robust_loss_is_equation_11() -> None:
     assert step.entropy == pytest.approx(float(entropy.detach()), rel=1e-5)
     fresh = SpectralNorms([layer.weight for layer in layers], torch.Generator().manual_seed(3))
     assert bool((deviation_bound(layers, hidden, y, (2, 1), fresh) <= delta * (1 + 1e-5)).all())
+
+
+def test_exact_bound_adds_bounds_now_and_then_and_attacks_always() -> None:
+    net = build(parse_architecture("8-6-5-3"), (8,), seed=0)
+    x, y = (torch.from_numpy(part[:16]) for part in data())
+    layers = [layer for layer in net.dense if isinstance(layer, nn.Linear)]
+    logits, hidden = net(x)
+    attacked = functional.cross_entropy(attacked_logits(layers, hidden, logits, y, (2, 1)), y)
+    bounded = functional.cross_entropy(-margin_bounds(layers, hidden, y, (2, 1)), y)
+    for lambda1, lambda2, every in ((0.3, 2.0, 6), (0.3, 0.0, 2), (0.0, 2.0, 1)):
+        method = make_method("exact-bound", Settings((2, 1), lambda1, lambda2), net, torch.Generator())
+        found = [method.gradients(net, x, y, 0.5).penalty for _ in range(2 * every)]
+        base, extra = 0.5 * lambda2 * float(attacked.detach()), 0.5 * lambda1 * float(bounded.detach())
+        wanted = [base + (every * extra if step % every == 0 else 0.0) for step in range(1, 2 * every + 1)]
+        assert found == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+        assert method.gradients(net, x, y, 0.0).penalty == 0
 
 
 def test_sam_takes_the_gradient_uphill_and_comes_back() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from milpver.train.architecture import Classifier, build, parse_architecture
 from milpver.train.surrogates import (
     SpectralNorms,
+    attacked_logits,
     deviation_bound,
     margin_bounds,
     nominal_margin,
@@ -99,6 +100,54 @@ def test_power_iteration_reaches_the_spectral_norm_from_below() -> None:
 def test_the_nominal_margin_is_to_the_next_class() -> None:
     logits = torch.tensor([[3.0, 1.0, 2.5], [0.0, -1.0, 4.0]])
     assert nominal_margin(logits, torch.tensor([0, 1])).tolist() == [0.5, -5.0]
+
+
+@given(st.integers(0, 10**6), st.sampled_from(BUDGETS), st.booleans())
+@settings(max_examples=40)
+def test_an_attack_is_one_of_the_masks_and_never_below_the_bounds(
+    seed: int, budget: tuple[int, ...], bias: bool
+) -> None:
+    net, x, labels = case(seed, bias=bias)
+    logits, hidden = net(x)
+    found = attacked_logits(layers_of(net), hidden, logits, labels, budget).detach()
+    margins = found.gather(1, labels[:, None]) - found
+    every = all_margins(net, x, labels, budget).detach()
+    assert bool(((every - margins).abs().amax(2) < 1e-9).any(0).all())
+    lower = margin_bounds(layers_of(net), hidden, labels, budget).detach()
+    assert bool((lower <= margins + 1e-9).all())
+
+
+@given(st.integers(0, 10**6), st.integers(1, 3))
+@settings(max_examples=20)
+def test_an_attack_on_the_last_layer_against_one_class_is_the_worst_mask_of_that_size(
+    seed: int, removable: int
+) -> None:
+    net = build(parse_architecture("6-5-4-2"), (6,), seed=seed).double()
+    x = torch.rand(4, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    labels = torch.tensor([0, 1, 0, 1])
+    with torch.no_grad():
+        hidden = net(x)[1]
+        shares = hidden[1] * (net.dense[-1].weight[labels] - net.dense[-1].weight[1 - labels])
+        clean = net(x)[0]
+        wanted = (
+            clean.gather(1, labels[:, None])[:, 0]
+            - clean.gather(1, 1 - labels[:, None])[:, 0]
+            - shares.topk(removable, dim=1).values.sum(1)
+        )
+    logits, hidden = net(x)
+    found = attacked_logits(layers_of(net), hidden, logits, labels, (0, removable)).detach()
+    margin = found.gather(1, labels[:, None]) - found.gather(1, 1 - labels[:, None])
+    torch.testing.assert_close(margin[:, 0], wanted)
+
+
+def test_attacks_pass_gradients_to_the_weights() -> None:
+    net = build(parse_architecture("6-20-20-20-3"), (6,), seed=0)
+    x, labels = torch.rand(4, 6, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0])
+    logits, hidden = net(x)
+    total = attacked_logits(layers_of(net), hidden, logits, labels, (1, 1, 1)).square().sum()
+    for slope in torch.autograd.grad(total, list(net.parameters())):
+        assert bool(torch.isfinite(slope).all())
+        assert float(slope.abs().sum()) > 0
 
 
 def test_bounds_pass_gradients_to_the_weights() -> None:
