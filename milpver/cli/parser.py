@@ -670,8 +670,8 @@ def _train(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--budget", metavar="LIST", help="neurons that may be removed, see milpver margin (none)"
     )
-    how.add_argument("--lambda1", metavar="L", help="weight of the hinge (0.3), or of the bound (1)")
-    how.add_argument("--lambda2", default="0.1", metavar="L", help="robust: weight of the ratio (0.1)")
+    how.add_argument("--lambda1", metavar="L", help="weight of the hinge (0.3), or of the bound (0.1)")
+    how.add_argument("--lambda2", metavar="L", help="weight of the ratio (0.1), or of attacked masks (2)")
     how.add_argument("--epsilon", default="0.1", metavar="E", help="robust: least margin of the ratio (0.1)")
     how.add_argument("--rho", default="0.05", metavar="R", help="sam: radius (0.05)")
     how.add_argument(

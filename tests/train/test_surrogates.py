@@ -126,8 +126,8 @@ def test_an_attack_on_the_last_layer_against_one_class_is_the_worst_mask_of_that
     x = torch.rand(4, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     labels = torch.tensor([0, 1, 0, 1])
     with torch.no_grad():
-        hidden = net(x)[1]
-        shares = hidden[1] * (net.dense[-1].weight[labels] - net.dense[-1].weight[1 - labels])
+        hidden, rows = net(x)[1], layers_of(net)[-1].weight
+        shares = hidden[1] * (rows[labels] - rows[1 - labels])
         clean = net(x)[0]
         wanted = (
             clean.gather(1, labels[:, None])[:, 0]
