@@ -24,6 +24,7 @@ from milpver.graph import Affine, Gate, Relu
 from milpver.linear import Conv, Float
 from milpver.query import Budget
 from milpver.search._alternatives import Alternatives, OfferInputs, account, alive
+from milpver.search._ascent import Ascent, Lines
 from milpver.search._compressed import SingleTensors
 from milpver.search._flat import FlatCrown, Layout
 from milpver.search._leaf import solve_leaf
@@ -34,11 +35,13 @@ from milpver.solver import Stop
 __all__ = ["PhaseSearch", "Root", "SearchNodes"]
 
 #: Steps of ascent on a child.
-_STEPS = 8
-#: Rate of the slopes' ascent, of the multipliers', and what they fall by in each step.
-_RATE, _RATE_MU, _DECAY = 0.2, 0.1, 0.95
+_STEPS = 10
+#: What a bound in float32 may be off by, relative to it, where it decides whether to go on.
+_SINGLE = 1e-5
 #: Neurons that are split on trial, for each node.
-_TRIALS = 4
+_TRIALS = 10
+#: What a neuron counts for, as a candidate for branching, whose line below alone misses its ReLU.
+_MINOR = 1e-3
 #: Elements (nodes x neurons) of a batch.
 _ELEMENTS = 1 << 18
 _BATCH = 128
@@ -54,6 +57,7 @@ class Root:
         layout: of the arrays below.
         low, high: bounds of the pre-activations, float64 [1, neurons].
         best: multipliers of the rows of the alternatives, [1, rows, size].
+        recompute: whether nodes have their own bounds of pre-activations, or the root's.
     """
 
     tensors: TensorGraph
@@ -62,13 +66,18 @@ class Root:
     low: torch.Tensor
     high: torch.Tensor
     best: Multipliers
+    recompute: bool
 
     @classmethod
-    def of(cls, tensors: TensorGraph, workspace: Workspace, best: Multipliers) -> Root:
-        """The root of a graph."""
+    def of(
+        cls, tensors: TensorGraph, workspace: Workspace, best: Multipliers, *, recompute: bool = True
+    ) -> Root:
+        """The root of a graph; through convolutions a row costs as much as a node, too much at each."""
         layout = Layout(tensors.graph)
         low, high = layout.joined(workspace.lows), layout.joined(workspace.highs)
-        return cls(tensors, workspace, layout, low, high, best)
+        operators = [one for each in tensors.operators.values() for one in each]
+        recompute = recompute and not any(isinstance(one.linear, Conv) for one in operators)
+        return cls(tensors, workspace, layout, low, high, best, recompute)
 
 
 @dataclass(slots=True, eq=False)
@@ -103,6 +112,7 @@ class PhaseSearch:
         offer: replays candidates.
         best: the smallest value known of each alternative, float64 [alternatives].
         limits: when to stop.
+        early: stop the ascent of nodes that a bound closes, of the value, alone.
     """
 
     def __init__(
@@ -112,6 +122,8 @@ class PhaseSearch:
         offer: OfferInputs,
         best: Float,
         limits: SearchLimits,
+        *,
+        early: bool = False,
     ) -> None:
         self.root = root
         self.graph = root.tensors.graph
@@ -126,10 +138,15 @@ class PhaseSearch:
         self.unstable = ((root.low < 0) & (root.high > 0))[0].nonzero()[:, 0]
         self.places = self._places()
         self.rows, self.row_limits = self._stacked()
-        # Through convolutions a row costs as much as a node: there, nodes keep the root's bounds.
-        operators = [one for each in root.tensors.operators.values() for one in each]
-        self.recompute = not any(isinstance(one.linear, Conv) for one in operators)
+        self.recompute = root.recompute
         self.single = SingleTensors(root.tensors.graph, root.tensors.device)
+        active = {
+            relu: (root.low[0, a:b] >= 0).float()
+            for relu in self.places
+            for a, b in [root.layout.spans[self.graph.nodes[relu].sources[0]]]
+        }
+        self.ascent = Ascent(self.single, self.places, active)
+        self.early = early
 
     def _places(self) -> dict[int, tuple[slice, torch.Tensor]]:
         """Relu node -> its part of the U unstable neurons, and their entries in its input."""
@@ -433,43 +450,28 @@ class PhaseSearch:
         return torch.where(nodes.last >= 0, found, torch.full_like(found, -1))
 
     def ascended(self, space: Workspace, nodes: SearchNodes, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Multipliers after some steps of ascent (Adam), each node's best, float32 [nodes, R, U]."""
-        alpha, mu = nodes.alpha, nodes.mu
+        """Multipliers after some steps of ascent, each node's best, float32 [nodes, R, U]."""
         if not steps:
-            return alpha, mu
-        sign = nodes.sign.float().unsqueeze(1)
-        best_alpha, best_mu = alpha.clone(), mu.clone()
-        best = torch.full(alpha.shape[:2], -torch.inf, dtype=torch.float64, device=alpha.device)
-        moments: list[torch.Tensor] = []
-        scale = torch.ones_like(alpha)
-        for step in range(1, steps + 1):
-            alpha.requires_grad_(True)
-            mu.requires_grad_(True)
-            value, arrived = self.evaluate(space, nodes.which, alpha, mu, rounded=False)
-            with torch.no_grad():
-                better = (value > best).unsqueeze(2)
-                best = torch.maximum(best, value)
-                best_alpha, best_mu = torch.where(better, alpha, best_alpha), torch.where(better, mu, best_mu)
-            if step == steps or not self.hopeful(best.amax(dim=1)):
-                break
-            slopes = torch.autograd.grad(value.sum(), (alpha, mu))
-            with torch.no_grad():
-                if not moments:
-                    moments = [torch.zeros_like(part) for part in (alpha, alpha, mu, mu)]
-                    for relu, (part, _) in self.places.items():
-                        if relu in arrived:
-                            scale[:, :, part] = arrived[relu].abs().mean(dim=2, keepdim=True)
-                shrink = _DECAY ** (step - 1)
-                moved = []
-                for k, (leaf, slope) in enumerate(zip((alpha, mu), slopes, strict=True)):
-                    mean, square = moments[2 * k], moments[2 * k + 1]
-                    mean.mul_(0.9).add_(slope, alpha=0.1)
-                    square.mul_(0.999).addcmul_(slope, slope, value=0.001)
-                    adapted = (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-12)
-                    moved.append(leaf.detach() + adapted * shrink * (_RATE if k == 0 else _RATE_MU * scale))
-                alpha = moved[0].clamp(min=0.0, max=1.0)
-                mu = sign * (sign * moved[1]).clamp(min=0.0)
-        return best_alpha, best_mu
+            return nodes.alpha, nodes.mu
+        with torch.no_grad():
+            return self.ascent.run(
+                (self.rows[nodes.which].float(), self.row_limits[nodes.which].float()),
+                self.lines(space),
+                nodes.sign.float().unsqueeze(1),
+                (nodes.alpha, nodes.mu),
+                steps,
+                self.done if self.early else None,
+            )
+
+    def lines(self, space: Workspace) -> Lines:
+        """The lines of a workspace's unstable neurons."""
+        low = self.root.layout.joined(space.lows)[:, self.unstable]
+        high = self.root.layout.joined(space.highs)[:, self.unstable]
+        return Lines.of(low, high, (space.lows[0], space.highs[0]))
+
+    def done(self, value: torch.Tensor) -> torch.Tensor:
+        """Nodes whose bound closes them for all that float32 may be off, bool [nodes]."""
+        return ~self.alive(value - _SINGLE * value.abs())
 
     def choose(
         self,
@@ -489,7 +491,8 @@ class PhaseSearch:
             alpha = nodes.alpha[at, row][:, part].double()
             above = lines.missed
             below = torch.maximum(-alpha * nodes.low[:, part], (1 - alpha) * nodes.high[:, part])
-            missed = torch.where(c < 0, -c * above, c * below)
+            # With c >= 0 the slope has been chosen: fixing the sign wins nothing before others move as well.
+            missed = torch.where(c < 0, -c * above, _MINOR * c * below)
             if loosened is not None:
                 missed = missed + loosened[:, part] * above
             score[:, part] = torch.where(lines.unstable, missed, score[:, part])
@@ -507,6 +510,10 @@ class PhaseSearch:
         count, trials = top.shape
         neuron = top.reshape(-1)
         many = nodes.pick(torch.arange(count, device=top.device).repeat_interleave(trials))
+        rows, limits = self.rows[many.which].float(), self.row_limits[many.which].float()
+        space = self.space(
+            self.filled(many.low, self.root.low).float(), self.filled(many.high, self.root.high).float(), many
+        )
         lifted = []
         at = torch.arange(count * trials, device=top.device)
         for side in (1, -1):
@@ -515,12 +522,10 @@ class PhaseSearch:
                 low[at, neuron] = low[at, neuron].clamp(min=0.0)
             else:
                 high[at, neuron] = high[at, neuron].clamp(max=0.0)
-            space = self.space(
-                self.filled(low, self.root.low).float(), self.filled(high, self.root.high).float(), many
-            )
+            lines = Lines.of(low, high, (space.lows[0], space.highs[0]))
             with torch.no_grad():
-                value, _ = self.evaluate(space, many.which, many.alpha, many.mu, rounded=False)
-            lifted.append(value.amax(dim=1).view(count, trials))
+                value, _, _ = self.ascent.backward(rows, lines, many.alpha, many.mu)
+            lifted.append((value - limits).amax(dim=1).view(count, trials))
         lift = torch.minimum(*lifted)
         lift = lift + 1e-3 * (torch.maximum(*lifted) - lift)
         lift = lift.masked_fill(score < 0, -torch.inf)

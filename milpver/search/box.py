@@ -23,6 +23,7 @@ from milpver.graph import Max
 from milpver.linear import Float, Int
 from milpver.query import Budget
 from milpver.search._alternatives import Alternatives, OfferInputs, corners
+from milpver.search._collapsed import collapsed
 from milpver.search._compressed import compressed, without_max
 from milpver.search._descent import descend
 from milpver.search._flat import FlatCrown, Layout
@@ -182,10 +183,16 @@ class BoxSearch:
         """Branch on signs for the open alternatives; as ``_halve``."""
         rows = torch.as_tensor(open_, device=self._lower.device)[self._alternatives.owner]
         best = Multipliers({node: alpha[:, rows] for node, alpha in best.alpha.items()})
-        tensors, workspace, best = compressed(self._tensors, workspace, best)
+        small = collapsed(self._tensors, workspace, best)
+        tensors, workspace, best = small or compressed(self._tensors, workspace, best)
         alternatives = self._alternatives.only(open_)
         search = PhaseSearch(
-            Root.of(tensors, workspace, best), alternatives, self._offer_for(open_), self._best[open_], limits
+            Root.of(tensors, workspace, best, recompute=small is None),
+            alternatives,
+            self._offer_for(open_),
+            self._best[open_],
+            limits,
+            early=True,
         )
         stop = search.run()
         return np.minimum(search.closed, search.frontier.smallest(alternatives.count)), search.nodes, stop
