@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from milpver import registry
 from milpver.attack.boundary import closest_adversarials
+from milpver.attack.pgd import Goal, TensorOracle, attack
 from milpver.bounding import Bounds
 from milpver.bounds._norm_ball import ball_bounds
 from milpver.bounds.crown import Crown
@@ -48,8 +49,17 @@ METHODS = ("direct", "bisect")
 _RADII = 16
 #: Radii times values of the network that are certified together at most.
 _RADII_WORK = 20_000
-#: Share of the time in which radii are certified by bounds.
+#: Share of the time in which radii are certified by bounds, and halvings for large networks.
 _CERTIFY_SHARE = 0.25
+_HALVINGS = 5
+#: Share of the time in which large networks are attacked again, targets that are, the radii of its balls as
+#: shares of the incumbent's, by the failures so far, and what share is worth another try.
+_ATTACK_SHARE = 0.1
+_DESCENDED = 3
+_SHARES = (0.8, 0.9, 0.95, 0.975, 1.0)
+_WORTH = 0.005
+#: A native search starts anew where the incumbent's radius has fallen to this share of its ball's.
+_SHRUNK = 0.9
 #: The widest ball that is searched where there is no domain.
 _WIDEST = 2.0**20
 #: Linearisations from a point that a native search offers.
@@ -304,10 +314,54 @@ class _Search:
         )
         for k in np.flatnonzero(np.isfinite(found)):
             self.offer_near(points[k], int(k))
+        if self.large and self.norm == "linf" and math.isfinite(self.best):
+            self.descend()
 
-    def bounds_in(self, radii: Sequence[float]) -> Bounds:
-        """Bounds in balls around x0, one a radius."""
+    @property
+    def large(self) -> bool:
+        """Whether bounds of one ball cost so much that a better attack pays."""
+        return 2 * sum(node.size for node in self.graph.nodes) > _RADII_WORK
+
+    def descend(self) -> None:
+        """Attack balls smaller than the incumbent's (projected gradient descent), while that succeeds.
+
+        What comes closest to the boundary is walked on from; after a failure the next ball is larger.
+        """
+        oracle = TensorOracle(self.query.context.tensors)
+        share, failures = _SHARES[0], 0
+        while failures < len(_SHARES) - 1 and self.best > self.options.gap:
+            if self.clock.seconds > _ATTACK_SHARE * self.options.timeout or self.query.context.interrupted():
+                return
+            picked = np.flatnonzero(self.upper <= 1.5 * self.best)
+            picked = picked[np.argsort(self.upper[picked], kind="stable")][:_DESCENDED]
+            box = ball(self.x0, share * self.best, self.query.domain)
+            before = self.best
+
+            def offer(points: Float, _: object, picked: Int = picked, before: float = before) -> bool:
+                for x in points:
+                    margins = self.rows[picked] @ self.graph.evaluate(x[None])[0]
+                    self.walk(x, int(picked[margins.argmin()]))
+                return self.best < before
+
+            goal = Goal.of(
+                box.inner_lower, box.inner_upper, [(row[None], np.zeros(1)) for row in self.rows[picked]]
+            )
+            starts = None if self.witness is None else self.witness.x[None]
+            _, points = attack(
+                oracle, goal, offer, restarts=4, steps=25, seed=self.options.seed + failures, starts=starts
+            )
+            for k, x in zip(picked, points, strict=True):
+                self.walk(x, int(k))
+            if self.best > (1 - _WORTH) * before:
+                failures += 1
+                share = _SHARES[failures]
+
+    def bounds_in(self, radii: Sequence[float], *, quick: bool = False) -> Bounds:
+        """Bounds in balls around x0, one a radius; without ascent where they are to be quick."""
         context = self.query.context
+        bounding = context.bounding
+        if quick and isinstance(bounding, Crown):
+            bounding = Crown("crown", steps=0, row_steps=0)
         boxes = [ball(self.x0, radius, self.query.domain) for radius in radii]
         lower, upper = np.stack([box.lower for box in boxes]), np.stack([box.upper for box in boxes])
         rows = np.broadcast_to(self.rows, (len(radii), *self.rows.shape))
@@ -315,7 +369,7 @@ class _Search:
         def hurry() -> bool:
             return self.clock.remaining <= 0 or context.interrupted()
 
-        if self.norm != "linf" and isinstance(context.bounding, Crown):
+        if self.norm != "linf" and isinstance(bounding, Crown):
             return ball_bounds(
                 context.tensors,
                 self.norm,
@@ -323,30 +377,29 @@ class _Search:
                 np.asarray(radii, dtype=np.float64),
                 (lower, upper),
                 rows,
-                steps=context.bounding.steps,
-                row_steps=context.bounding.row_steps,
+                steps=bounding.steps,
+                row_steps=bounding.row_steps,
                 hurry=hurry,
             )
         # The box holds the ball.
-        return context.bounding.bound(
-            self.graph, lower, upper, Budget(), rows, self.options.device, hurry=hurry
-        )
+        return bounding.bound(self.graph, lower, upper, Budget(), rows, self.options.device, hurry=hurry)
 
     def certify(self) -> None:
-        """Certified radii by bounds alone: rounds of radii for all targets at once, fewer for large networks.
+        """Certified radii by bounds alone: rounds of radii for all targets, or halvings for large networks.
 
-        Each round spreads its radii over what is left between the certified and the smallest refused one.
+        Each round spreads its radii over what is left between the certified and the smallest refused one. For
+        large networks the bounds go without ascent: that takes several times as long for a few per cent.
         """
         low, high = 0.0, min(self.best, self.reach, _WIDEST)
         if not (math.isfinite(high) and high > 0):
             return
         count = max(1, min(_RADII, _RADII_WORK // sum(node.size for node in self.graph.nodes)))
-        for _ in range(2 if count > 1 else 6):
+        for _ in range(2 if count > 1 else _HALVINGS):
             late = self.clock.seconds > _CERTIFY_SHARE * self.options.timeout
             if late or self.query.context.interrupted():
                 return
             radii = np.linspace(low, high, count + 1)[1:] if count > 1 else np.array([(low + high) / 2])
-            held = self.bounds_in(list(radii)).rows_lower > 0
+            held = self.bounds_in(list(radii), quick=count == 1).rows_lower > 0
             self.rounded = np.maximum(self.rounded, np.where(held, radii[:, None], 0.0).max(axis=0))
             if radii[-1] >= self.reach:
                 self.impossible |= held[-1]
@@ -383,12 +436,29 @@ class _Search:
         if not (context.native and self.query.method == "direct" and math.isfinite(self.best)):
             return False
         self.engine = "bab"
-        left = np.array(self.open_targets())
         spare = self.clock.remaining / 2 if self.options.solver == "auto" else 0.0
+        while True:
+            stop = self.search_once(spare)
+            if stop in (Stop.INTERRUPTED, Stop.MEMORY):
+                self.status = status_of(stop)
+                return True
+            if stop is not Stop.TARGET or not self.open_targets():
+                return spare == 0.0 or not self.open_targets()
+
+    def search_once(self, spare: float) -> Stop:
+        """One search, in the ball of the incumbent, until the clock says ``spare``: why it stopped.
+
+        That is ``TARGET`` where the incumbent has come so close that a smaller ball is worth a new start.
+        """
+        context = self.query.context
+        left = np.array(self.open_targets())
+        radius = self.best
 
         def expired() -> Stop | None:
             if context.interrupted():
                 return Stop.INTERRUPTED
+            if self.best < _SHRUNK * radius:
+                return Stop.TARGET
             return Stop.TIMEOUT if self.clock.remaining <= spare else None
 
         def offer(points: Float, which: Int) -> float:
@@ -405,20 +475,18 @@ class _Search:
         with torch_threads(self.options.threads):
             result = search_distance(
                 context.tensors,
-                ball(self.x0, self.best, self.query.domain),
-                self.best,
+                ball(self.x0, radius, self.query.domain),
+                radius,
                 self.rows[left],
                 offer,
                 limits,
+                self.rounded[left],
             )
         self.nodes += result.nodes
         self.rounded[left] = np.maximum(self.rounded[left], result.lower)
         for k in left:
-            self.reason[k] = status_of(result.stop)
-        if result.stop in (Stop.INTERRUPTED, Stop.MEMORY):
-            self.status = status_of(result.stop)
-            return True
-        return spare == 0.0 or not self.open_targets()
+            self.reason[k] = status_of(Stop.TIMEOUT if result.stop is Stop.TARGET else result.stop)
+        return result.stop
 
     def walk(self, x: Float, target: int) -> None:
         """Replay a point near the boundary, and where linearising from it leads."""

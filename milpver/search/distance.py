@@ -36,6 +36,8 @@ OfferPoints = Callable[[Float, Int], float]
 _CANDIDATES = 4
 #: What a radius is taken back by, relative to it, so that rounding does not undo it.
 _BACK = 1e-9
+#: How often a radius that rounding refuses is taken back by what it lacks.
+_PROOFS = 3
 #: What a unit of contradicting signs costs in a leaf's linear program.
 _PENALTY = 1e4
 
@@ -47,6 +49,7 @@ def search_distance(
     rows: Float,
     offer: OfferPoints,
     limits: SearchLimits,
+    known: Float | None = None,
 ) -> SearchResult:
     """Search a ball for the closest adversarial input.
 
@@ -57,6 +60,7 @@ def search_distance(
         rows: ``f_label - f_j`` of each target, float64 [targets, outputs]; adversarial where one is <= 0.
         offer: replays points.
         limits: when to stop; ``gap`` is one of distances.
+        known: certified radius of each target, float64 [targets]; None: 0.
 
     Returns:
         Lower bounds of each target's distance, float64 [targets], at most ``radius``.
@@ -65,37 +69,39 @@ def search_distance(
         tensors = TensorGraph(without_max(tensors.graph), tensors.device)
     alternatives = Alternatives.of([(row[None], np.zeros(1)) for row in rows], tensors.device)
     box = tensors.tensor(ball.lower).unsqueeze(0), tensors.tensor(ball.upper).unsqueeze(0)
-    known: Workspace | None = None
+    floor: Float = np.zeros(len(rows)) if known is None else np.minimum(known, radius)
+    bounded: Workspace | None = None
     best = Multipliers()
     found = torch.full((1, len(rows)), -torch.inf, dtype=torch.float64, device=tensors.device)
     for ascent in (False, True):
-        steps = root_steps(known) if ascent and known is not None else 0
+        steps = root_steps(bounded) if ascent and bounded is not None else 0
         if ascent and not steps:
             break
         space = Workspace(tensors, Budget(), hurry=lambda: limits.expired() is not None)
-        if known is not None:
-            space.known = dict(enumerate(zip(known.lows, known.highs, strict=True)))
+        if bounded is not None:
+            space.known = dict(enumerate(zip(bounded.lows, bounded.highs, strict=True)))
         found, best = crown_bounds(space, *box, alternatives.rows.unsqueeze(0), steps=steps, row_steps=10)
-        known = space
-    if known is None:
+        bounded = space
+    if bounded is None:
         raise TypeError("no bounds")
     proven = (found[0] > 0).cpu().numpy()
-    lower = np.where(proven, radius, 0.0)
+    lower = np.where(proven, radius, floor)
     if proven.all():
         return SearchResult(lower, lower.copy(), 1, Stop.OPTIMAL)
     kept = torch.as_tensor(~proven, device=tensors.device)
     best = Multipliers({node: alpha[:, kept] for node, alpha in best.alpha.items()})
-    small, space, best = compressed(tensors, known, best)
+    small, space, best = compressed(tensors, bounded, best)
     search = _DistanceSearch(
         Root.of(small, space, best),
         alternatives.only(~proven),
         (tensors.tensor(ball.centre), radius),
+        floor[~proven],
         lambda x, which: offer(x, np.flatnonzero(~proven)[which]),
         limits,
     )
     stop = search.run()
     inner = np.minimum(search.closed, search.frontier.smallest(int((~proven).sum())))
-    lower[~proven] = np.clip(inner, 0.0, radius)
+    lower[~proven] = np.clip(inner, floor[~proven], radius)
     return SearchResult(lower, np.where(proven, radius, 0.0), search.nodes, stop)
 
 
@@ -107,13 +113,20 @@ class _DistanceSearch(PhaseSearch):
         root: Root,
         alternatives: Alternatives,
         ball: tuple[torch.Tensor, float],
+        floor: Float,
         offer: OfferPoints,
         limits: SearchLimits,
     ) -> None:
         self.centre, self.radius = ball
+        self.floor = torch.as_tensor(floor, device=self.centre.device)
         self.offer_points = offer
         best: Float = np.full(alternatives.count, self.radius)
         super().__init__(root, alternatives, lambda *_: best, best, limits)
+
+    def first(self) -> SearchNodes:
+        nodes = super().first()
+        nodes.lower.diagonal().copy_(self.floor)
+        return nodes
 
     def decided(self) -> bool:
         return False
@@ -191,9 +204,18 @@ class _DistanceSearch(PhaseSearch):
             lower, upper = self.ball(radius)
             points = torch.where(slope > 0, lower, torch.where(slope < 0, upper, self.centre))
             points = points.clamp(min=outer.lows[0], max=outer.highs[0])
-            space.lows[0], space.highs[0] = lower, upper
-            sure, _ = backward(space, last, rows, multipliers, rounded=True)
-            return torch.where(sure[:, 0] > 0, radius, start), points, arrived
+            for _ in range(_PROOFS):
+                space.lows[0], space.highs[0] = lower, upper
+                sure = backward(space, last, rows, multipliers, rounded=True)[0][:, 0]
+                failed = (sure <= 0) & (radius > start)
+                if not bool(failed.any()):
+                    break
+                # What rounding takes is small, and the same in a ball that is smaller by a little.
+                rate = (weight * (room > radius.unsqueeze(1))).sum(dim=1)
+                less = (radius + 2 * sure / rate).nan_to_num(nan=-torch.inf)
+                radius = torch.where(failed, torch.maximum(less, start), radius)
+                lower, upper = self.ball(radius)
+            return torch.where(sure > 0, radius, start), points, arrived
 
     def leaf(self, nodes: SearchNodes, k: int, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
         one = nodes.pick(torch.tensor([k], device=low.device))

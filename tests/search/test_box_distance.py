@@ -68,3 +68,36 @@ def test_a_stopped_search_keeps_a_bracket(tmp_path: Path, seed: int) -> None:
         if most > 3:
             assert result.stop is Stop.OPTIMAL
             assert result.lower.min() == pytest.approx(min(*truth, radius), abs=2e-6)
+
+
+def wide_case(tmp_path: Path) -> tuple[TensorGraph, np.ndarray, np.ndarray, float]:
+    """A network whose margin of 1 comes of numbers so large that rounding is many times 1e-9 of it."""
+    rng = np.random.default_rng(0)
+    weights = [100 * rng.normal(size=(200, 300)), rng.normal(size=(2, 200))]
+    biases = [100 * rng.normal(size=200), np.zeros(2)]
+    x0 = rng.uniform(0.2, 0.8, size=300).astype(np.float32).astype(np.float64)
+    graph = network_of(tmp_path / "net.onnx", weights, biases).graph
+    margin = float(np.subtract(*graph.evaluate(x0[None])[0]))
+    biases[1] = np.array([1.0 - margin, 0.0])
+    graph = network_of(tmp_path / "net.onnx", weights, biases).graph
+    slope = np.abs(graph.pullback(graph.trace(x0[None]), np.array([[1.0, -1.0]]))).sum()
+    return TensorGraph(graph, torch.device("cpu")), x0, np.array([[1.0, -1.0]]), 3.0 / float(slope)
+
+
+def test_rounding_takes_a_radius_back_by_what_it_is_and_no_more(tmp_path: Path) -> None:
+    tensors, x0, rows, radius = wide_case(tmp_path)
+    box = ball(x0, radius, None)
+    limits = SearchLimits(gap=0.01 * radius, decide=False, memory=1 << 30, expired=stopping(8))
+    result = search_distance(tensors, box, radius, rows, lambda *_: radius, limits)
+    assert result.lower[0] > 0.1 * radius, "a bound was thrown away for rounding's sake"
+    points = np.random.default_rng(1).uniform(-1, 1, (2000, 300)) * result.lower[0] + x0
+    assert np.all(tensors.graph.evaluate(points) @ rows[0] > 0)
+
+
+def test_a_search_begins_at_what_is_certified(tmp_path: Path) -> None:
+    tensors, x0, rows, radius = wide_case(tmp_path)
+    box = ball(x0, radius, None)
+    limits = SearchLimits(gap=1e-9, decide=False, memory=1 << 30, expired=lambda: Stop.TIMEOUT)
+    known = np.array([radius / 4])
+    result = search_distance(tensors, box, radius, rows, lambda *_: radius, limits, known)
+    assert radius / 4 <= result.lower[0] <= radius
