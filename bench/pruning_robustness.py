@@ -67,7 +67,7 @@ QUICK_ROWS = ("0-0-10", "0-10-0", "10-0-0", "5-5-10")
 
 #: Tables 1 and 6: (fc1, fc2) removed -> network (dropout: targeted dropout) -> unpruned, L2 adversary, PGD,
 #: random mean, random deviation.
-TABLE_1 = {
+TABLE_1: dict[str, dict[str, tuple[float | None, ...]]] = {
     "0-30": {"standard": (76.7, 71.35, 46.24, 70.93, 1.42), "sam": (74.33, 70.51, 54.32, 70.06, 0.92),
              "robust": (75.43, 73.57, 61.12, 74.84, 0.88), "dropout": (75.79, None, 40.79, 67.09, 3.09)},
     "0-40": {"standard": (76.7, 67.36, 29.58, 67.98, 2.1), "sam": (74.33, 67.21, 42.63, 68.52, 1.36),
@@ -76,17 +76,26 @@ TABLE_1 = {
              "robust": (73.18, 69.10, 53.42, 71.12, 0.81), "dropout": (76.81, None, 31.73, 66.52, 1.74)},
     "80-0": {"standard": (76.7, 52.8, 26.18, 62.28, 1.93), "sam": (74.33, 47.96, 22.7, 62.15, 1.69),
              "robust": (73.48, 65.29, 45.1, 69.9, 1.2), "dropout": (76.36, None, 31.62, 61.79, 2.25)},
+    "40-20": {"standard": (76.7, 63.45, 26.74, 67.15, 1.71), "sam": (74.33, 61.23, 37.98, 66.96, 1.27),
+              "robust": (72.68, 66.28, 55.38, 70.77, 0.86)},
     "60-30": {"standard": (76.7, 54.85, 12.21, 61.16, 2.44), "sam": (74.33, 51.61, 16.53, 62.09, 1.84),
               "robust": (72.88, 60.81, 54.96, 69.57, 1.23), "dropout": (76.45, None, 13.97, 60.36, 2.78)},
+    "80-40": {},
 }  # fmt: skip
 #: Tables 2 and 6: the same -> network -> L2, L1, Taylor, ActMean.
 TABLE_2 = {
+    "0-30": {"standard": (72.0, 72.17, 75.88, 75.64), "robust": (75.48, 75.48, 75.42, 75.42),
+             "dropout": (75.10, 75.12, 75.65, 75.52)},
+    "60-0": {"standard": (70.51, 69.91, 73.57, 73.38), "robust": (72.94, 72.98, 73.18, 73.18),
+             "dropout": (76.65, 76.65, 76.73, 76.56)},
     "0-40": {"standard": (68.7, 69.01, 74.46, 74.60), "sam": (66.95, 66.90, 72.08, 70.29),
              "robust": (75.30, 75.25, 75.36, 75.39), "dropout": (76.23, 76.15, 76.63, 76.18)},
     "80-0": {"standard": (66.20, 62.78, 69.62, 69.41), "sam": (67.54, 66.70, 70.36, 69.92),
-             "robust": (73.20, 73.20, 73.50, 73.43), "dropout": (75.69, 75.90, 76.0, 75.99)},
+             "robust": (73.20, 73.20, 73.50, 73.43), "dropout": (75.99, 75.90, 76.0, 75.69)},
     "60-30": {"standard": (65.53, 66.36, 72.73, 72.62), "sam": (65.54, 65.15, 72.89, 72.23),
               "robust": (71.59, 71.60, 72.75, 72.57), "dropout": (75.71, 75.85, 76.04, 75.76)},
+    "80-40": {"standard": (58.18, 56.91, 66.08, 67.8), "sam": (59.73, 57.97, 66.72, 64.84),
+              "robust": (71.54, 71.37, 72.42, 72.23)},
 }  # fmt: skip
 #: Table 5: neurons of fc1, fc2 -> clean robust, clean standard, verified robust, verified standard.
 TABLE_5 = {
@@ -96,12 +105,31 @@ TABLE_5 = {
 }  # fmt: skip
 
 METHODS = ("standard", "robust", "exact-bound")
-#: Weights of the loss where several layers are pruned; those of the paper are 0.3 and 0.1.
-DEEP_WEIGHTS = {
-    "robust": ("--lambda1", "0.12", "--lambda2", "0.04"),
-    "exact-bound": ("--lambda1", "0.3"),
+#: Weights (lambda1, lambda2) of a method's loss, by row; "": of all others. The paper's are 0.3 and 0.1: with
+#: these its loss gives up classes where the first layer and another are pruned.
+WEIGHTS = {
+    "robust": {"": ("0.3", "0.1"), **dict.fromkeys(("6-0-10", "6-10-0", "5-5-10"), ("0.12", "0.04"))},
+    "exact-bound": {"": ("0.1", "2"), "5-5-10": ("0.05", "2")},
 }
-CIFAR_METHODS = ("standard", "sam", "targeted-dropout", "robust", "exact-bound")
+#: The same for SmallConv; the paper's where the last layer alone is pruned, and elsewhere.
+CIFAR_WEIGHTS = {
+    "robust": {
+        "": ("0.01", "0.05"),
+        **dict.fromkeys(("0-5", "0-10", "0-15", "0-30", "0-40"), ("0.01", "0.3")),
+    },
+    "exact-bound": {"": ("0.1", "2")},
+}
+CIFAR_METHODS = ("standard", "sam", "targeted-dropout", "robust")
+#: Figures 1, 2, 3, 6 and 7: title, the row that networks are trained for, and the budgets that are asked, %.
+FIGURES = (
+    ("1: first layer", "10-0-0", ("2-0-0", "5-0-0", "8-0-0", "10-0-0", "13-0-0", "16-0-0", "20-0-0")),
+    ("1: second layer", "0-10-0", ("0-5-0", "0-10-0", "0-15-0", "0-20-0", "0-30-0")),
+    ("1: last layer", "0-0-10", ("0-0-5", "0-0-10", "0-0-15", "0-0-20", "0-0-30")),
+    ("2: second and last", "0-10-10", ("0-5-5", "0-10-10", "0-15-15", "0-20-20")),
+    ("3: all layers", "5-5-10", ("2-2-5", "3-3-6", "5-5-10", "7-7-13", "10-10-20")),
+    ("6: first and last", "6-0-10", ("3-0-5", "6-0-10", "9-0-15", "12-0-20")),
+    ("7: first and second", "6-10-0", ("3-5-0", "6-10-0", "9-15-0", "12-20-0")),
+)
 #: Neurons removed in the plots of tightness, by layer.
 SWEEP = {"last": ("0,0,{}", (1, 2, 3, 4, 6, 8)), "first": ("{},0,0", (1, 2, 4, 8, 13, 20))}
 
@@ -121,6 +149,13 @@ class Plan:
     cifar_epochs: int
     samples: int
     tightness: bool
+    figures: bool
+    weights: tuple[tuple[str, tuple[str, str]], ...]
+
+    def weights_of(self, method: str, row: str, *, cifar: bool) -> tuple[str, str] | None:
+        """lambda1 and lambda2 of a method's loss; None where it has none."""
+        usual = (CIFAR_WEIGHTS if cifar else WEIGHTS).get(method)
+        return None if usual is None else dict(self.weights).get(method, usual.get(row, usual[""]))
 
 
 class Results:
@@ -163,14 +198,18 @@ def trained(plan: Plan, method: str, row: str, seed: int, *, cifar: bool = False
     none = "0-0" if cifar else "0-0-0"
     row = row if method in ("robust", "exact-bound") else none
     epochs = plan.cifar_epochs if cifar else plan.epochs
-    name = f"{'smallconv-' if cifar else ''}{method}-{row}-e{epochs}-s{seed}.onnx"
+    weights = plan.weights_of(method, row, cifar=cifar)
+    name = f"{'smallconv-' if cifar else ''}{method}-{row}{'-'.join(('', *weights)) if weights else ''}"
+    name += f"-e{epochs}-s{seed}.onnx"
     path = plan.out / "nets" / name
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         sign = "" if cifar else "%"
         words = ["train", "--method", method, "--budget", ",".join(part + sign for part in row.split("-"))]
-        words += ["--epochs", str(epochs), "--warmup", f"{epochs / 6:g}", "--ramp", f"{epochs / 4:g}"]
+        words += ["--epochs", str(epochs), "--warmup", f"{epochs / 6:g}"]
+        words += ["--ramp", f"{epochs / (6 if cifar else 4):g}"]
         words += ["--seed", str(seed), "--save", str(path), "--quiet"]
+        words += ["--lambda1", weights[0], "--lambda2", weights[1]] if weights else []
         if cifar:
             data = (
                 "--data",
@@ -188,13 +227,8 @@ def trained(plan: Plan, method: str, row: str, seed: int, *, cifar: bool = False
                 "x_test,y_test",
             ]
             words += ["--scale", "255", "--mean", "0.4914,0.4822,0.4465", "--std", "0.2470,0.2435,0.2616"]
-            # the paper's weights for this network
-            words += ["--lambda1", "0.01", "--lambda2", "0.05"] if method == "robust" else []
         else:
             words += ["--arch", "784-128-64-32-10", "--no-bias", "--data", str(plan.mnist)]
-            # With gates behind gates, full weights cost too much: the paper's loss gives up classes for them.
-            if sum(part != "0" for part in row.split("-")) > 1:
-                words += DEEP_WEIGHTS.get(method, ())
         say(f"milpver {' '.join(words)}")
         with redirect_stdout(sys.stderr):  # stdout is the report's
             code = milpver(words)
@@ -344,29 +378,57 @@ def header(left: Sequence[str], right: Sequence[str]) -> Iterator[str]:
     yield f"|{'---|' * len(left)}{'---:|' * len(right)}"
 
 
+def cell_of(plan: Plan, results: Results, images: Images, method: str, row: str, seed: int) -> Cell:
+    """One network of Table 3, verified and attacked."""
+    net = trained(plan, method, row, seed)
+    key: Cell = {
+        "table": 3, "net": net.path.name, "sha256": net.sha256, "row": row,
+        "images": images.count, "limit": plan.limit,
+    }  # fmt: skip
+    return results.get(key, partial(verified, net, images, shares(row), plan))
+
+
+def shares(row: str) -> str:
+    """``10-0-0`` as a budget."""
+    return ",".join(f"{part}%" for part in row.split("-"))
+
+
 def table_3(plan: Plan, results: Results, images: Images) -> Iterator[str]:
     """Lines of Table 3."""
     first = ("clean % (paper's)", "verified % (paper's)", "attacked %", "verified % of correct")
     rest = ("attacked % of correct", "undecided %", "s an image (paper's)")
-    yield from header(("removable, %", "network", "seed"), (*first, *rest))
+    yield from header(("removable, %", "network", "weights", "seed"), (*first, *rest))
     for row in plan.rows:
         paper = TABLE_3.get(row)
         for method in METHODS:
             for seed in plan.seeds if method != "standard" else plan.seeds[:1]:
-                net = trained(plan, method, row, seed)
-                budget = ",".join(f"{part}%" for part in row.split("-"))
-                key: Cell = {
-                    "table": 3, "net": net.path.name, "sha256": net.sha256, "row": row,
-                    "images": images.count, "limit": plan.limit,
-                }  # fmt: skip
-                cell = results.get(key, partial(verified, net, images, budget, plan))
+                cell = cell_of(plan, results, images, method, row, seed)
                 place = {"robust": 0, "standard": 1}.get(method)
                 said = [None] * 3 if paper is None or place is None else [paper[place + k] for k in (0, 2, 4)]
-                what = row.replace("-", ", "), method, seed
+                weights = plan.weights_of(method, row, cifar=False)
+                what = row.replace("-", ", "), method, ", ".join(weights or ("–",)), seed
                 ours = cell["attacked"], cell["verified_of_correct"], cell["attacked_of_correct"]
                 clean, proven = beside(cell["clean"], said[0]), beside(cell["verified"], said[1])
                 last = cell["undecided"], beside(cell["seconds"], said[2])
                 yield cells(*what, clean, proven, *ours, *last)
+
+
+def against_each_other(plan: Plan, results: Results, images: Images) -> Iterator[str]:
+    """``exact-bound`` against the paper's loss, row by row: seeds, and the means' difference."""
+    methods = ("robust", "exact-bound")
+    columns = (*(f"{method}: clean, verified %" for method in methods), "clean, verified: gained")
+    yield from header(("removable, %",), columns)
+    for row in plan.rows:
+        found = {
+            method: [cell_of(plan, results, images, method, row, seed) for seed in plan.seeds]
+            for method in methods
+        }
+        pairs = ("; ".join(f"{cell['clean']:g}, {cell['verified']:g}" for cell in found[m]) for m in methods)
+        gained = (
+            np.mean([new[name] - old[name] for old, new in zip(*found.values(), strict=True)])
+            for name in ("clean", "verified")
+        )
+        yield cells(row.replace("-", ", "), *pairs, ", ".join(f"{value:+.1f}" for value in gained))
 
 
 def tightness_table(plan: Plan, results: Results, images: Images) -> tuple[list[str], dict[str, list[Cell]]]:
@@ -430,8 +492,9 @@ def cifar_tables(plan: Plan, results: Results, images: Images) -> Iterator[str]:
                 cell["swap_own_mask"],
             )
     yield ""
-    columns = ("clean % (paper's)", "verified % (paper's)", "attacked %", "undecided %")
-    yield from header(("fc1-fc2 removable", "network"), columns)
+    columns = ("clean % (paper's)", "verified % (paper's)", "attacked %", "verified % of correct")
+    more = ("attacked % of correct", "undecided %", "s an image")
+    yield from header(("fc1-fc2 removable", "network"), (*columns, *more))
     for row, theirs in TABLE_5.items():
         for method in METHODS:
             net = trained(plan, method, row, plan.seeds[0], cifar=True)
@@ -444,63 +507,133 @@ def cifar_tables(plan: Plan, results: Results, images: Images) -> Iterator[str]:
             place = {"robust": 0, "standard": 1}.get(method)
             said = [None, None] if place is None else [theirs[place], theirs[place + 2]]
             clean, proven = beside(cell["clean"], said[0]), beside(cell["verified"], said[1])
-            yield cells(row, method, clean, proven, cell["attacked"], cell["undecided"])
+            rest = ("attacked", "verified_of_correct", "attacked_of_correct", "undecided", "seconds")
+            yield cells(row, method, clean, proven, *(cell[name] for name in rest))
 
 
-def figures(plan: Plan, results: Results, images: Images, swept: dict[str, list[Cell]]) -> None:
-    """Figures 1 to 3 as bars beside the paper's numbers, and the tightness of bounds."""
+COLOURS = {"standard": "#777777", "robust": "#0072b2", "exact-bound": "#d55e00"}
+
+
+def bars(plan: Plan, results: Results, images: Images) -> None:
+    """Table 3 as bars, the paper's numbers as dashes: networks trained for each budget; means over seeds."""
     from matplotlib.figure import Figure  # noqa: PLC0415  only here
 
-    colours = {"standard": "#999999", "robust": "#0072b2", "exact-bound": "#d55e00"}
-    figure = Figure(figsize=(4.5 + 1.2 * len(plan.rows), 3.6), layout="constrained")
+    figure = Figure(figsize=(2.5 + 0.95 * len(plan.rows), 3.6), layout="constrained")
     axes = figure.add_subplot()
     for k, row in enumerate(plan.rows):
         for j, method in enumerate(METHODS):
-            net = trained(plan, method, row, plan.seeds[0])
-            key: Cell = {
-                "table": 3,
-                "net": net.path.name,
-                "row": row,
-                "images": images.count,
-                "limit": plan.limit,
-            }
-            budget = ",".join(f"{part}%" for part in row.split("-"))
-            cell = results.get(key, partial(verified, net, images, budget, plan))
+            seeds = plan.seeds if method != "standard" else plan.seeds[:1]
+            values = [cell_of(plan, results, images, method, row, seed)["verified"] for seed in seeds]
+            place, mean = k + 0.28 * (j - 1), float(np.mean(values))
             label = method if k == 0 else None
-            axes.bar(k + 0.26 * (j - 1), cell["verified"], 0.24, color=colours[method], label=label)
+            axes.bar(place, mean, 0.26, color=COLOURS[method], label=label, zorder=2)
+            if len(values) > 1:
+                axes.plot([place] * 2, [min(values), max(values)], color="black", linewidth=1, zorder=3)
             if row in TABLE_3 and method != "exact-bound":
                 paper = TABLE_3[row][2 if method == "robust" else 3]
-                axes.plot(
-                    k + 0.26 * (j - 1),
-                    paper,
-                    "k_",
-                    markersize=14,
-                    label="the paper's" if k + j == 0 else None,
-                )
+                label = "the paper's" if method == "robust" and k == 0 else ""
+                ends = place - 0.13, place + 0.13
+                axes.hlines(paper, *ends, color="black", linestyle=(0, (2, 1)), zorder=3, label=label)
     axes.set_xticks(range(len(plan.rows)), [row.replace("-", ", ") for row in plan.rows])
     axes.set_xlabel("removable neurons of the first, second, last hidden layer, %")
     axes.set_ylabel("verified accuracy, %")
-    axes.legend(ncols=4, fontsize=8, loc="upper right")
-    axes.set_ylim(0, 118)
-    figure.savefig(plan.out / "verified.png", dpi=110)
-    if not swept:
-        return
-    figure = Figure(figsize=(3.4 * len(swept), 3.2), layout="constrained")
-    for k, (title, cells) in enumerate(swept.items()):
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.3, zorder=0)
+    figure.legend(ncols=4, fontsize=9, loc="outside upper center", frameon=False)
+    axes.set_ylim(0, 101)
+    axes.set_xlim(-0.6, len(plan.rows) - 0.4)
+    figure.savefig(plan.out / "verified.png", dpi=130)
+
+
+def sweeps(plan: Plan, results: Results, images: Images) -> Iterator[str]:
+    """Figures 1 to 3, 6 and 7: verified accuracy against the budget, each network trained for one budget."""
+    from matplotlib.figure import Figure  # noqa: PLC0415  only here
+
+    budgets = max(len(budgets) for _, _, budgets in FIGURES)
+    yield from header(("figure", "trained for", "network"), ("budget, %: verified %", *[""] * (budgets - 1)))
+    figure = Figure(figsize=(13, 6), layout="constrained")
+    for k, (title, row, asked) in enumerate(FIGURES):
+        axes = figure.add_subplot(2, 4, k + 1)
+        for method in METHODS:
+            net = trained(plan, method, row, plan.seeds[0])
+            found = []
+            for budget in asked:
+                key: Cell = {
+                    "table": "figure", "net": net.path.name, "sha256": net.sha256, "row": budget,
+                    "images": images.count, "limit": plan.limit,
+                }  # fmt: skip
+                found.append(results.get(key, partial(verified, net, images, shares(budget), plan)))
+            line = [cell["verified"] for cell in found]
+            places = range(len(asked))
+            axes.plot(places, line, color=COLOURS[method], marker="o", markersize=4, label=method)
+            unsure = [cell["verified"] + cell["undecided"] for cell in found]
+            axes.fill_between(places, line, unsure, color=COLOURS[method], alpha=0.25, linewidth=0)
+            numbers = (
+                f"{each.replace('-', ', ')}: {value:g}" for each, value in zip(asked, line, strict=True)
+            )
+            yield cells(title, row.replace("-", ", "), method, *numbers, *[""] * (budgets - len(asked)))
+        for place, budget in enumerate(asked):
+            for column, method in ((2, "robust"), (3, "standard")):
+                if budget in TABLE_3:
+                    paper, label = TABLE_3[budget][column], f"{method}, the paper's"
+                    axes.plot(place, paper, "x", color=COLOURS[method], label=None if k else label)
+        axes.set_title(f"Figure {title}", fontsize=10)
+        axes.set_xticks(range(len(asked)), [each.replace("-", ",") for each in asked], fontsize=7)
+        axes.set_ylim(-3, 103)
+        axes.grid(alpha=0.3)
+        if k % 4 == 0:
+            axes.set_ylabel("verified accuracy, %")
+        axes.axvline(asked.index(row), color="black", linewidth=0.6, linestyle=":")
+    names = {
+        label: handle
+        for axes in figure.axes
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    last = figure.add_subplot(2, 4, 8)
+    last.axis("off")
+    last.legend(names.values(), names.keys(), loc="center", frameon=False)
+    last.text(
+        0.5,
+        0.08,
+        "removable neurons of the first,\nsecond, last hidden layer, %;\ndotted: trained for",
+        ha="center",
+        va="center",
+        fontsize=9,
+        transform=last.transAxes,
+    )
+    figure.savefig(plan.out / "figures.png", dpi=120)
+
+
+def tightness_figure(plan: Plan, swept: dict[str, list[Cell]]) -> None:
+    """Figure 4's question: verified accuracy by each bound, against the number of removable neurons."""
+    from matplotlib.figure import Figure  # noqa: PLC0415  only here
+
+    figure = Figure(figsize=(3.1 * len(swept), 3.3), layout="constrained")
+    for k, (title, found) in enumerate(swept.items()):
         axes = figure.add_subplot(1, len(swept), k + 1)
-        counts = [cell["count"] for cell in cells]
-        for name, colour, marker in (
-            ("exact", "#222222", "o"), ("alpha-crown", "#d55e00", "s"), ("deviation", "#0072b2", "^"),
+        counts = [cell["count"] for cell in found]
+        for name, colour, marker, label in (
+            ("exact", "#222222", "o", "exact"), ("alpha-crown", "#d55e00", "s", "alpha-CROWN"),
+            ("deviation", "#0072b2", "^", "deviation bounds"),
         ):  # fmt: skip
-            label = {"alpha-crown": "alpha-CROWN", "deviation": "deviation bounds"}.get(name, name)
-            axes.plot(counts, [cell[name] for cell in cells], color=colour, marker=marker, label=label)
+            line = [cell[name] for cell in found]
+            # where lines lie on each other the lower one shows as a ring
+            size = 8 if name == "exact" else 4
+            axes.plot(
+                counts, line, color=colour, marker=marker, markersize=size, label=label if k == 0 else None,
+                markerfacecolor="none" if name == "exact" else colour, linewidth=1.4, clip_on=False,
+            )  # fmt: skip
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("removable neurons")
+        axes.set_xticks(counts)
         axes.set_ylim(-3, 103)
+        axes.grid(alpha=0.3)
         if k == 0:
             axes.set_ylabel("verified accuracy, %")
-            axes.legend(fontsize=8)
-    figure.savefig(plan.out / "tightness.png", dpi=110)
+        else:
+            axes.set_yticklabels([])
+    figure.legend(ncols=3, fontsize=9, loc="outside upper center", frameon=False)
+    figure.savefig(plan.out / "tightness.png", dpi=130)
 
 
 # ------------------------------------------------------------------------------------------- command line
@@ -527,7 +660,9 @@ def read(argv: Sequence[str] | None) -> Plan:
     add("--limit", type=float, metavar="S", help="seconds an image")
     add("--epochs", type=int, metavar="N", help="epochs on MNIST")
     add("--cifar-epochs", type=int, metavar="N", help="epochs on CIFAR-10")
+    add("--weights", action="append", default=[], metavar="METHOD:L1,L2", help="other weights of a loss")
     add("--no-tightness", action="store_true", help="leave out the comparison of bounds")
+    add("--figures", action="store_true", help="draw Figures 1 to 3, 6 and 7: many budgets a network")
     given = parser.parse_args(argv)
     if given.mnist is None and given.cifar is None:
         parser.error("--mnist or --cifar is needed")
@@ -547,7 +682,18 @@ def read(argv: Sequence[str] | None) -> Plan:
         cifar_epochs=given.cifar_epochs or (120 if full else 4),
         samples=1000 if full else 200,
         tightness=not given.no_tightness,
+        figures=given.figures,
+        weights=tuple(_weights(text, parser) for text in given.weights),
     )
+
+
+def _weights(text: str, parser: argparse.ArgumentParser) -> tuple[str, tuple[str, str]]:
+    """``robust:0.12,0.04``."""
+    method, _, numbers = text.partition(":")
+    first, _, second = numbers.partition(",")
+    if method not in WEIGHTS or not first or not second:
+        parser.error(f"--weights {text}: a method and two numbers are needed, such as robust:0.12,0.04")
+    return method, (first, second)
 
 
 def report(plan: Plan, results: Results) -> Iterator[str]:
@@ -560,13 +706,19 @@ def report(plan: Plan, results: Results) -> Iterator[str]:
         images = Images.of(load_data(plan.mnist), plan.images)
         yield f"MNIST, 784-128-64-32-10 without biases, {plan.epochs} epochs (the paper: 120), Table 3:\n"
         yield from table_3(plan, results, images)
-        swept: dict[str, list[Cell]] = {}
+        yield "\nA pair a seed, and the difference of the means:\n"
+        yield from against_each_other(plan, results, images)
         if plan.tightness:
             lines, swept = tightness_table(plan, results, Images(images.x, images.y, min(images.count, 100)))
             yield "\nTightness, at most 100 images; gap: how far a bound is below what the attack swap"
             yield "finds, median over images classified correctly, in shares of the margin without pruning:\n"
             yield from lines
-        figures(plan, results, images, swept)
+            tightness_figure(plan, swept)
+        bars(plan, results, images)
+        if plan.figures:
+            fewer = Images(images.x, images.y, min(images.count, 100))
+            yield "\nFigures 1 to 3, 6 and 7, at most 100 images; undecided ones count as not verified:\n"
+            yield from sweeps(plan, results, fewer)
     if plan.cifar is not None:
         data = load_data(plan.cifar / "cifar10_test.npz", keys=("x_test", "y_test"), scale=255.0)
         yield f"\nCIFAR-10, SmallConv, {plan.cifar_epochs} epochs, Tables 1, 2, 6 and 5:\n"
