@@ -20,10 +20,7 @@ from milpver.bounds._tensors import TensorGraph
 from milpver.bounds._workspace import Workspace
 from milpver.graph import Affine, Gate, Graph, Input, Relu
 
-__all__ = ["FlatCrown", "Layout"]
-
-#: Elements of a temporary of one step backward: what stays in a core's cache.
-_CHUNK = 1 << 16
+__all__ = ["FlatCrown", "Layout", "Passes"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +59,34 @@ class Layout:
         return torch.cat(parts, dim=1) if parts else values[0].new_zeros(len(values[0]), 0)
 
 
+class Passes:
+    """What is done with the coefficients c of rows, float64 [rows, size], beside products with matrices."""
+
+    #: Elements of a temporary of one step backward: what stays in a core's cache.
+    chunk = 1 << 16
+
+    def weighed(
+        self, c: torch.Tensor, charge: torch.Tensor, bias: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """``|c| @ charge`` and ``c @ bias``, float64 [rows]; charge and bias are [size]."""
+        return c.abs() @ charge, None if bias is None else c @ bias
+
+    def least(
+        self, c: torch.Tensor, owner: torch.Tensor, box: tuple[torch.Tensor, torch.Tensor]
+    ) -> torch.Tensor:
+        """The minimum of ``c x`` over each row's box, float64 [rows]; limits are [boxes or 1, inputs]."""
+        at = owner if len(box[0]) > 1 else torch.zeros_like(owner)
+        return torch.where(c > 0, c * box[0][at], c * box[1][at]).sum(dim=1)
+
+    def through_relu(
+        self, c: torch.Tensor, owner: torch.Tensor, table: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Coefficients before a ReLU, and what goes to the constant; ``table`` is float64 [boxes, 3 size]."""
+        flat, steep, missed = table[owner].chunk(3, dim=1)
+        down = c.clamp(max=0.0)
+        return torch.addcmul((c - down) * flat, down, steep), (down * missed).sum(dim=1)
+
+
 class FlatCrown:
     """Bounds many boxes that lie in one, the root.
 
@@ -69,9 +94,15 @@ class FlatCrown:
         tensors: the graph on its device.
         root: the root's bounds of every node, a batch of one.
         layout: of the arrays that bounds come in and go out by.
+        many: there will be many rows, so that compiled code, which takes a second to load, is worth it.
     """
 
-    def __init__(self, tensors: TensorGraph, root: Workspace, layout: Layout) -> None:
+    def __init__(self, tensors: TensorGraph, root: Workspace, layout: Layout, *, many: bool = False) -> None:
+        self._passes = Passes()
+        if many and tensors.device.type == "cpu":
+            from milpver.search._flat_kernel import CompiledPasses  # noqa: PLC0415  it takes a second to load
+
+            self._passes = CompiledPasses()
         self._tensors = tensors
         self._graph = tensors.graph
         self._layout = layout
@@ -173,7 +204,7 @@ class FlatCrown:
     @cached_property
     def _rows_at_once(self) -> int:
         """Rows that go through the network together."""
-        return max(32, _CHUNK // max(node.size for node in self._graph.nodes))
+        return max(32, self._passes.chunk // max(node.size for node in self._graph.nodes))
 
     def rows(
         self,
@@ -268,32 +299,31 @@ class FlatCrown:
         error, summed = torch.zeros_like(constant), torch.zeros_like(constant)
         pending = {start: rows}
         additions = 8
-        slope = rows.new_zeros(len(rows), self._graph.inputs)
+        slope: torch.Tensor | None = None  # none where no input is reached
         while pending:
             index = max(pending)
             c, node = pending.pop(index), self._graph.nodes[index]
             additions += 4
             charge = self._charges.get(index)
-            if charge is not None:
-                error = error + c.abs() @ charge
             added: torch.Tensor | None = None
+            if charge is not None:
+                charged, added = self._passes.weighed(c, charge, self._tensors.biases.get(index))
+                error = error + charged
             sent: list[tuple[int, torch.Tensor]] = []
             match node:
                 case Input():
                     slope = c
-                    at = owner if len(box[0]) > 1 else torch.zeros_like(owner)
-                    added = torch.where(c > 0, c * box[0][at], c * box[1][at]).sum(dim=1)
+                    added = self._passes.least(c, owner, box)
                 case Affine():
                     operators = self._tensors.operators[index]
                     pairs = zip(node.terms, operators, strict=True)
                     sent = [(source, operator.adjoint(c)) for (source, _), operator in pairs]
-                    added = c @ self._tensors.biases[index]
+                    if added is None:
+                        added = c @ self._tensors.biases[index]
                 case Relu():
-                    flat, steep, missed = lines[node.source][owner].chunk(3, dim=1)
-                    down = c.clamp(max=0.0)
-                    added = (down * missed).sum(dim=1)
+                    through, added = self._passes.through_relu(c, owner, lines[node.source])
                     error = error - gamma(2 * node.size + 32) * added
-                    sent = [(node.source, torch.addcmul((c - down) * flat, down, steep))]
+                    sent = [(node.source, through)]
                 case Gate():
                     sent = [(node.source, c)]
                 case _:
@@ -307,6 +337,8 @@ class FlatCrown:
                     error = error + gamma(4) * ((before.abs() + part.abs()) @ self._largest[source])
                 pending[source] = part if before is None else before + part
         error = error * (1 + gamma(4096)) + gamma(4 * additions) * summed + 1e-300
+        if slope is None:
+            slope = rows.new_zeros(len(rows), self._graph.inputs)
         return outward(constant, constant, error)[0], slope
 
 

@@ -134,7 +134,7 @@ class PhaseSearch:
         self.nodes = 0
         self.closed: Float = np.full(alternatives.count, np.inf)
         self.frontier: Frontier[SearchNodes] = Frontier(limits.memory)
-        self.flat = FlatCrown(root.tensors, root.workspace, root.layout)
+        self.flat = FlatCrown(root.tensors, root.workspace, root.layout, many=root.recompute)
         self.unstable = ((root.low < 0) & (root.high > 0))[0].nonzero()[:, 0]
         self.places = self._places()
         self.rows, self.row_limits = self._stacked()
