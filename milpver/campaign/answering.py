@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,15 +23,16 @@ from milpver.campaign.questions import KINDS, Asked
 from milpver.campaign.store import Result, pack
 from milpver.errors import MilpverError
 from milpver.linear import Float
+from milpver.machine import keep_to_threads
 from milpver.network import Network
 from milpver.onnx_import import load_network
 from milpver.query import Domain, Options
-from milpver.verdict import RECORD_FIELDS, Status, Verdict
+from milpver.verdict import RECORD_FIELDS, ClassBracket, LayerBracket, Status, Verdict
 
 __all__ = ["Batch", "Desk", "Parcel", "failure", "parcel"]
 
-#: Fields of a record that the store keeps elsewhere: the witness's input is packed.
-_ELSEWHERE = frozenset({"adversarial"})
+#: Fields of a record that are kept in it: not the witness's input, which is packed.
+_KEPT = tuple(name for name in RECORD_FIELDS if name != "adversarial")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,10 +102,14 @@ class Batch:
 
 
 class Desk:
-    """Where a worker answers; it keeps the networks that it has been given."""
+    """Where a worker answers; it keeps the networks that it has been given.
 
-    def __init__(self) -> None:
-        self._networks: dict[str, Network] = {}
+    Args:
+        networks: that it has from the start, by id.
+    """
+
+    def __init__(self, networks: Mapping[str, Network] = MappingProxyType({})) -> None:
+        self._networks = dict(networks)
         self._versions: dict[str, str] = {}
 
     def has(self, network: str) -> bool:
@@ -189,11 +195,11 @@ class Desk:
 
 
 def _keep_to_threads(threads: int) -> None:
-    """Torch takes all cores unless told otherwise."""
+    """Take so many, unless that is so already."""
     import torch  # noqa: PLC0415  seconds, and only those who answer need it
 
     if torch.get_num_threads() != threads:
-        torch.set_num_threads(threads)
+        keep_to_threads(threads)
 
 
 def _cause(what: str, error: Exception) -> str:
@@ -203,40 +209,54 @@ def _cause(what: str, error: Exception) -> str:
 
 def _result(batch: Batch, place: int, verdict: Verdict, host: str) -> Result:
     """A verdict as the store takes it."""
-    record = verdict.record()
     x = batch.inputs[place].astype(np.float64)
     own = verdict.witness is None or np.array_equal(verdict.witness, x)
-    witness = None if own or verdict.witness is None else pack(verdict.witness)
-    kept = {name: value for name, value in record.items() if name not in _ELSEWHERE}
+    kept = {name: getattr(verdict, name) for name in _KEPT} | dict(batch.extra)
+    try:
+        record = _ENCODER.encode(kept)
+    except ValueError:  # an infinity, which a record has no number for
+        plain = verdict.record()
+        kept = {name: plain[name] for name in _KEPT} | dict(batch.extra)
+        record = _ENCODER.encode(kept)
     return Result(
         key=batch.keys[place],
-        record=json.dumps(kept | dict(batch.extra), allow_nan=False),
-        columns=_columns(record),
+        record=record,
+        columns=_columns(kept),
         host=host,
-        witness=witness,
+        witness=None if own or verdict.witness is None else pack(verdict.witness),
     )
 
 
+def _encoded(value: Any) -> Any:
+    """What JSON has in place of a value of a record that it does not know, as ``Verdict.record`` does."""
+    if isinstance(value, ClassBracket | LayerBracket):
+        return {name: getattr(value, name) for name in value.__slots__}
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f"a {type(value).__name__} in a record")
+
+
+#: Made once: a campaign of quick queries writes hundreds of records a second.
+_ENCODER = json.JSONEncoder(allow_nan=False, default=_encoded)
+_BRIEFLY = json.JSONEncoder(allow_nan=False, default=_encoded, separators=(",", ":"))
+
+
 def _columns(record: Mapping[str, Any]) -> dict[str, Any]:
-    found = {
-        name: record[name]
-        for name in (
-            "status",
-            "verdict",
-            "assurance",
-            "lower",
-            "upper",
-            "target",
-            "nodes",
-            "seconds",
-            "message",
-        )
-    }
+    """The fields of a record that are columns, as SQLite has them."""
     removed = record["removed"]
-    return found | {
-        "removed": None if removed is None else json.dumps(removed, separators=(",", ":")),
+    values = {name: record[name] for name in _COLUMNS}
+    words = {name: None if record[name] is None else str(record[name]) for name in _WORDS}
+    return {
+        **{name: each.item() if isinstance(each, np.generic) else each for name, each in values.items()},
+        **words,
+        "removed": None if removed is None else _BRIEFLY.encode(removed),
         "engine": record["solver"],
     }
+
+
+#: Columns that a record has under the same name; those of them that are words.
+_COLUMNS = ("lower", "upper", "target", "nodes", "seconds", "message")
+_WORDS = ("status", "verdict", "assurance")
 
 
 def failure(batch: Batch, place: int, message: str, seconds: float = 0.0) -> Result:
@@ -264,11 +284,11 @@ def failure(batch: Batch, place: int, message: str, seconds: float = 0.0) -> Res
         "classes": [],
         "message": " ".join(message.split()),
     }
-    kept = {name: value for name, value in record.items() if name not in _ELSEWHERE}
+    kept = {name: record[name] for name in _KEPT}
     return Result(
         key=batch.keys[place],
-        record=json.dumps(kept | dict(batch.extra), allow_nan=False),
-        columns=_columns(record),
+        record=_ENCODER.encode(kept | dict(batch.extra)),
+        columns=_columns(kept),
         host=socket.gethostname(),
         witness=None,
     )

@@ -49,8 +49,11 @@ def hand_over(parcels: Mapping[str, Parcel], dask_worker: Any) -> str:
     return __version__
 
 
-def answer(batch: Batch) -> list[Result] | None:
-    """Answer a batch on a worker of the cluster; None where it has not been given the network yet."""
+def answer(batch: Batch) -> tuple[list[Result], float] | None:
+    """Answer a batch on a worker of the cluster, and say how many seconds that took.
+
+    None where the worker has not been given the network yet.
+    """
     worker: Any = import_module("distributed").get_worker()
     shelf = getattr(worker, _SHELF, None)
     if shelf is None or batch.network not in shelf.parcels:
@@ -58,7 +61,8 @@ def answer(batch: Batch) -> list[Result] | None:
     with shelf.lock:
         if not shelf.desk.has(batch.network):
             shelf.desk.take(shelf.parcels[batch.network])
-    return list(shelf.desk.answer(batch, lambda: False))
+    began = time.monotonic()
+    return list(shelf.desk.answer(batch, lambda: False)), time.monotonic() - began
 
 
 class DaskPool:
@@ -182,19 +186,20 @@ class DaskPool:
         """What came of a batch."""
         batch = self._futures.pop(future)
         try:
-            results = future.result()
+            answered = future.result()
         except Exception as error:  # KilledWorker, CancelledError, or what the worker could not foresee
             cause = " ".join(f"{type(error).__name__}: {error}".split())[:500]
             return [Died(batch, f"the cluster gave up: {cause}", outside=False)]
         finally:
             with suppress(Exception):
                 future.release()
-        if results is None:  # a worker that has joined since, or has begun again under its old address
+        if answered is None:  # a worker that has joined since, or has begun again under its old address
             self._given.clear()
             self._give()
             self.submit(batch)
             return []
-        return [*(Answered(batch, result) for result in results), Ended(batch)]
+        results, seconds = answered
+        return [*(Answered(batch, result) for result in results), Ended(batch, seconds)]
 
     def stop(self) -> None:
         """See Pool: what the cluster is computing cannot be told to stop, only be forgotten."""

@@ -30,7 +30,7 @@ from milpver.campaign.store import CampaignRow, Limited, Result, Store
 from milpver.campaign.workers import Answered, Died, Ended, LocalPool, Pool
 from milpver.errors import QueryError
 from milpver.machine import host
-from milpver.query import Options
+from milpver.query import NATIVE, Options
 from milpver.registry import near
 from milpver.verdict import Status
 
@@ -39,9 +39,10 @@ __all__ = ["RETRIED", "Observer", "Outcome", "parse_retry", "run_plan"]
 #: What can be asked to run again.
 RETRIED = (Status.TIMEOUT, Status.MEMORY, Status.ERROR, Status.UNAVAILABLE)
 
-#: Seconds of work in a batch, queries in the first one of a cell, and queries in any.
-_WORK, _FIRST, _MOST = 8.0, 8, 512
-#: Queries whose bounds are computed together: larger batches hold a multiple of it.
+#: Seconds of work in a batch at most and, since to begin costs milliseconds, at least; queries in the first
+#: one of a cell, and queries in any.
+_WORK, _LEAST, _FIRST, _MOST = 8.0, 1.0, 8, 512
+#: Queries whose bounds are computed together: larger batches ask for a multiple of it.
 _TOGETHER = 32
 #: Deaths of workers alone with a query until the query is at fault: by themselves, and by what may be a kill.
 _CRASHES, _KILLS = 2, 3
@@ -166,6 +167,7 @@ def run_plan(
     owner = this_process()
     run = _Run(plan, store, campaign, owner, retry, timeout, observer or Silent())
     if not run.lines:
+        run.begin()
         return run.outcome()
     parcels = {each.id: each for each in map(parcel, plan.networks.values())}
     pool: Pool
@@ -175,9 +177,18 @@ def run_plan(
         pool = DaskPool(scheduler, parcels)
     else:
         count = workers or plan.spec.workers
-        pool = LocalPool(count, parcels, plan.spec.memory, plan.spec.threads, command)
-    store.enlist(owner)
+        pool = LocalPool(
+            count,
+            parcels,
+            plan.spec.memory,
+            plan.spec.threads,
+            {network_id(each): each for each in plan.networks.values()},
+            native=any(cell.options.solver in NATIVE for cell in plan.cells),
+            command=command,
+        )
     try:
+        store.enlist(owner)
+        run.begin()  # only now: who shows it may have a thread of its own, and workers are forked
         run.go(pool, should_stop)
     finally:
         pool.close()
@@ -211,14 +222,15 @@ class _Line:
         options: with the limits.
         queue: places in the cell's inputs that nobody is known to work on.
         elsewhere: key -> place of those that other processes have claimed.
-        pace: seconds a query so far, or None.
+        seconds, count: batches took so far, all queries of them together.
     """
 
     cell: Cell
     options: Options
     queue: deque[int]
     elsewhere: dict[bytes, int] = field(default_factory=dict)
-    pace: float | None = None
+    seconds: float = 0.0
+    count: int = 0
 
     @property
     def limits(self) -> Limited:
@@ -257,7 +269,12 @@ class _Run:
         self._processes = 1
         self._numbers = iter(range(1 << 62))
         self._answered = self._elsewhere = self._crashes = self._kept = 0
+        self._words: Counter[str] = Counter()
         self.lines = self._read(campaign, retry, timeout)
+
+    def begin(self) -> None:
+        """Say how far it is."""
+        self._observer.begin(self._plan.queries, self._words)
 
     def outcome(self) -> Outcome:
         """What came of it so far."""
@@ -290,7 +307,7 @@ class _Run:
             self._copies[key] += 1
             if self._copies[key] == 1:  # the same query may stand in a campaign several times
                 todo.setdefault((cell, again), deque()).append(place)
-        self._observer.begin(self._plan.queries, words)
+        self._words = words
         lines = []
         for (number, again), queue in sorted(todo.items()):
             cell = self._plan.cells[number]
@@ -345,9 +362,13 @@ class _Run:
     def _count(self, line: _Line, workers: int) -> int:
         """How many queries make a batch: no more than what leaves others something to do at the end."""
         fair = -(-sum(len(each.queue) for each in self.lines) // (2 * workers * self._processes))
-        count = _FIRST if line.pace is None else int(_WORK / max(line.pace, 1e-6))
-        count = max(1, min(count, _MOST, fair))
-        return count - count % _TOGETHER if count > _TOGETHER else count
+        if not line.count:
+            count = min(_FIRST, fair)
+        else:
+            pace = max(line.seconds / line.count, 1e-6)
+            count = min(int(_WORK / pace), max(fair, int(_LEAST / pace)))
+        count = max(1, min(count, _MOST))
+        return count + -count % _TOGETHER if count > _TOGETHER else count
 
     def _claim(self, line: _Line, places: Sequence[int]) -> list[int]:
         """Claim queries; those that are another process's wait until it has answered them, or is gone."""
@@ -409,7 +430,7 @@ class _Run:
             if isinstance(event, Died):
                 ready += self._after_death(event)
             elif isinstance(event, Ended):
-                ready += self._after_end(event.batch)
+                ready += self._after_end(event.batch, event.seconds)
             elif event.result.key in open_keys:
                 open_keys.discard(event.result.key)
                 ready.append((line, event.batch, event.result))
@@ -437,11 +458,11 @@ class _Run:
         for _ in range(self._copies[key]):
             self._observer.advance("elsewhere", 0.0)
 
-    def _after_end(self, batch: Batch) -> Iterator[tuple[_Line, Batch, Result]]:
+    def _after_end(self, batch: Batch, seconds: float) -> Iterator[tuple[_Line, Batch, Result]]:
         """A batch has ended: note how fast it was; what it left unanswered comes again, but not for ever."""
-        line, began, open_keys = self._running.pop(batch.number)
-        pace = (time.monotonic() - began) / len(batch.keys)
-        line.pace = pace if line.pace is None else (line.pace + pace) / 2
+        line, _, open_keys = self._running.pop(batch.number)
+        line.seconds += seconds
+        line.count += len(batch.keys)
         for place, key in enumerate(batch.keys):
             if key in open_keys and not self._stopping:
                 self._strikes[key] += 1

@@ -539,8 +539,9 @@ class Store:
             if any(each != owner.id for each in taken.values()):
                 self._forget_gone()
                 taken = dict(self._in("SELECT key, owner FROM claim WHERE key IN ({})", keys))
+            known = {key for (key,) in self._in("SELECT key FROM result WHERE key IN ({})", keys)}
             for key in keys:
-                answer = self._answer(key, limits)
+                answer = self._answer(key, limits) if key in known else None
                 if answer is not None and answer > again.get(key, -1):
                     done.append(key)
                 elif taken.get(key, owner.id) != owner.id:
@@ -599,7 +600,7 @@ class Store:
         with self._guarded("written"), self._transaction():
             for result, limits in results:
                 self._put(result, limits)
-                self._db.execute("DELETE FROM claim WHERE key = ?", (result.key,))
+            self._db.executemany("DELETE FROM claim WHERE key = ?", ((each.key,) for each, _ in results))
 
     def _put(self, result: Result, limits: Limited) -> None:
         columns = result.columns

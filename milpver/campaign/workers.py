@@ -16,12 +16,16 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import IO, Any, Protocol
 
+from milpver.campaign import _worker
 from milpver.campaign.answering import Batch, Parcel
 from milpver.campaign.frames import receive, send
+from milpver.campaign.nursery import Child, Nursery, can_fork_here, is_possible
 from milpver.campaign.store import Result
 from milpver.errors import QueryError
+from milpver.network import Network
 
 __all__ = ["Answered", "Died", "Ended", "LocalPool", "Pool"]
 
@@ -29,10 +33,6 @@ __all__ = ["Answered", "Died", "Ended", "LocalPool", "Pool"]
 _HANGS_AFTER, _AND = 3.0, 60.0
 #: Seconds more until it has said that it is ready: on a machine with other work, loading takes its time.
 _TO_BEGIN = 300.0
-#: Seconds in which results that come close to each other are gathered, to be committed together.
-_GATHER = 0.05
-#: Read by libraries when they are loaded.
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 #: Workers in a row that may die before they say anything: by themselves, and by what may be a kill.
 _FALSE_STARTS, _KILLED_STARTS = 3, 10
 
@@ -47,9 +47,15 @@ class Answered:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ended:
-    """A batch has come to its end: all is answered, or it was told to stop."""
+    """A batch has come to its end: all is answered, or it was told to stop.
+
+    Attributes:
+        batch: which.
+        seconds: it took.
+    """
 
     batch: Batch
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,7 +110,7 @@ class _Worker:
         lock: of its stdin.
     """
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Child
     errors: IO[bytes]
     batch: Batch | None = None
     left: int = 0
@@ -123,6 +129,8 @@ class LocalPool:
         parcels: the networks by id.
         memory: bytes that each may take beyond what it needs to start, or None.
         threads: of each.
+        networks: the same as ``parcels``, for workers that are forked from this process.
+        native: whether queries are answered by compiled searches.
         command: what to start in place of the real worker, for tests.
     """
 
@@ -132,13 +140,29 @@ class LocalPool:
         parcels: Mapping[str, Parcel],
         memory: int | None,
         threads: int = 1,
+        networks: Mapping[str, Network] = MappingProxyType({}),
+        *,
+        native: bool = True,
         command: Sequence[str] | None = None,
     ) -> None:
         self._count = count
         self._parcels = parcels
-        self._command = list(command or (sys.executable, "-m", "milpver.campaign._worker", str(memory or 0)))
-        # Linear algebra takes all cores otherwise: workers side by side would mostly wait for each other.
-        self._environment = os.environ | dict.fromkeys(_THREADS, str(threads))
+        own = (sys.executable, "-m", "milpver.campaign._worker", str(memory or 0))
+        self._command = list(command or own)
+        self._environment = os.environ | dict.fromkeys(_worker.THREADS, str(threads))
+        #: Ids of the networks that workers have from the beginning.
+        self._born_with: frozenset[str] = frozenset()
+        self._nursery: Nursery | None = None
+        self._nursery_errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  closed by close()
+        if command is None and can_fork_here():
+            self._born_with = frozenset(networks)
+            self._nursery = Nursery.forked(
+                lambda: _worker.load_for_all(threads, native=native),
+                lambda: _worker.main(memory or 0, networks),
+                self._nursery_errors,
+            )
+        elif command is None and is_possible():
+            self._nursery = Nursery.started((*own, str(threads)), self._environment, self._nursery_errors)
         self._workers: list[_Worker] = []
         self._messages: queue.SimpleQueue[tuple[_Worker, Any]] = queue.SimpleQueue()
         self._false_starts = 0
@@ -168,7 +192,19 @@ class LocalPool:
 
     def _start(self) -> _Worker:
         errors = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the worker
-        process = subprocess.Popen(
+        worker = _Worker(self._process(errors), errors)
+        if isinstance(worker.process, Child):
+            worker.sent.update(self._born_with)
+        self._workers.append(worker)
+        threading.Thread(target=self._listen, args=(worker,), daemon=True).start()
+        return worker
+
+    def _process(self, errors: IO[bytes]) -> subprocess.Popen[bytes] | Child:
+        """A worker from the nursery; by itself where there is none, or none any more."""
+        if self._nursery is not None:
+            with suppress(OSError):
+                return self._nursery.start(errors)
+        return subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -176,10 +212,6 @@ class LocalPool:
             bufsize=-1,
             env=self._environment,
         )
-        worker = _Worker(process, errors)
-        self._workers.append(worker)
-        threading.Thread(target=self._listen, args=(worker,), daemon=True).start()
-        return worker
 
     def _send(self, worker: _Worker, batch: Batch) -> None:
         stream = worker.process.stdin
@@ -203,8 +235,8 @@ class LocalPool:
         found: list[Answered | Ended | Died] = []
         with suppress(queue.Empty):
             found += self._event(*self._messages.get(timeout=timeout))
-            until = time.monotonic() + _GATHER
-            while (left := until - time.monotonic()) > 0:
+            until = time.monotonic() + _worker.GATHER  # to be committed together
+            while (left := until - time.monotonic()) > 0 and not (found and isinstance(found[-1], Ended)):
                 found += self._event(*self._messages.get(timeout=left))
         self._end_those_that_hang()
         return found
@@ -217,12 +249,12 @@ class LocalPool:
         word, content = message
         if word == "ready":
             worker.ready, self._false_starts = True, 0
-        elif word == "result" and batch is not None and content[0] == batch.number:
-            worker.left -= 1
-            return [Answered(batch, content[1])]
-        elif word == "end" and batch is not None and content == batch.number:
+        elif word == "results" and batch is not None and content[0] == batch.number:
+            worker.left -= len(content[1])
+            return [Answered(batch, result) for result in content[1]]
+        elif word == "end" and batch is not None and content[0] == batch.number:
             worker.batch = None
-            return [Ended(batch)]
+            return [Ended(batch, content[1])]
         return []
 
     def _buried(self, worker: _Worker) -> list[Answered | Ended | Died]:
@@ -253,6 +285,9 @@ class LocalPool:
         if worker.hung:
             return "the worker hung: it said nothing for far longer than the time limit, and was ended", False
         said = _last_line(worker.errors)
+        if code is None and isinstance(worker.process, Child):
+            said = said or _last_line(self._nursery_errors)
+            return "the worker, and what it was forked from, ended" + (f": {said}" if said else ""), True
         if code is None:
             return "the worker closed its pipe", False
         if code >= 0:
@@ -294,6 +329,9 @@ class LocalPool:
                 worker.process.wait(timeout=10)
             _let_go(worker)
         self._workers.clear()
+        if self._nursery is not None:
+            self._nursery.close()
+        self._nursery_errors.close()
 
 
 def _tell_to_stop(worker: _Worker) -> None:

@@ -71,6 +71,7 @@ def main(seconds: float, log: Path, crash: str) -> None:
         with wake:
             wake.wait_for(lambda: bool(batches))
             batch = batches.pop(0)
+        began = time.monotonic()
         for place, key in enumerate(batch.keys):
             if stop.is_set():
                 break
@@ -85,8 +86,8 @@ def main(seconds: float, log: Path, crash: str) -> None:
             time.sleep(seconds)
             with log.open("a", encoding="ascii") as stream:
                 stream.write(f"{key.hex()} {os.getpid()} {time.time()}\n")
-            send(outgoing, ("result", (batch.number, answer(batch, place, seconds))))
-        send(outgoing, ("end", batch.number))
+            send(outgoing, ("results", (batch.number, [answer(batch, place, seconds)])))
+        send(outgoing, ("end", (batch.number, time.monotonic() - began)))
 
 
 if __name__ == "__main__":

@@ -298,6 +298,8 @@ def test_workers_leave_nothing_behind(field: Field) -> None:
 
 def test_workers_keep_to_their_threads() -> None:
     """Linear algebra would take all cores in every worker, and most of the time wait for itself."""
-    environment = LocalPool(2, {}, None, threads=3)._environment
+    pool = LocalPool(2, {}, None, threads=3, command=["false"])
+    environment = pool._environment
+    pool.close()
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         assert environment[name] == "3"
