@@ -4,7 +4,8 @@
 
 A FOLDER has ``expected.csv`` (columns net, property, timeout_s, expected) or the competition's
 ``instances.csv`` (onnx, vnnlib, timeout; then no verdict is known). Each instance is a process of its own,
-started as the competition's script starts it: times are wall-clock seconds with start-up. An answer is right
+started as the competition's script starts it: times are wall-clock seconds with start-up; beside them stands
+the processor time, which other work on the machine moves less. An answer is right
 only where it is the expected one; a counterexample is checked here once more, in ONNX Runtime on the file and
 against the formula. ``unknown`` is never right. Where no verdict is known, an answer counts as ``new``. Wrong
 answers come first, and make the exit status 1. Results are appended to DIR/results.csv; the same command goes
@@ -17,6 +18,7 @@ import argparse
 import csv
 import os
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -44,6 +46,7 @@ COLUMNS = (
     "expected",
     "answer",
     "seconds",
+    "processor",
     "note",
 )
 DECIDED = ("sat", "unsat")
@@ -79,8 +82,8 @@ def instances(folder: Path) -> list[Instance]:
     return [Instance(folder, row[0], row[1], float(row[2]), "unknown") for row in lines if row]
 
 
-def run(tool: str, instance: Instance, limit: float, threads: int) -> tuple[str, float, str]:
-    """One instance by one tool: answer, seconds, note."""
+def run(tool: str, instance: Instance, limit: float, threads: int) -> tuple[str, float, float, str]:
+    """One instance by one tool: answer, seconds, processor seconds, note."""
     model, prop = str(instance.folder / instance.net), str(instance.folder / instance.prop)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with tempfile.TemporaryDirectory() as folder:
@@ -90,7 +93,7 @@ def run(tool: str, instance: Instance, limit: float, threads: int) -> tuple[str,
             command += ["--threads", str(threads), "--result", str(result)]
         else:
             command = [sys.executable, "-m", "bench._peers", tool, model, prop, str(limit)]
-        began = time.perf_counter()
+        began, used = time.perf_counter(), _processor()
         try:
             done = subprocess.run(
                 command,
@@ -102,8 +105,8 @@ def run(tool: str, instance: Instance, limit: float, threads: int) -> tuple[str,
                 env=environment,
             )
         except subprocess.TimeoutExpired:
-            return "timeout", time.perf_counter() - began, "killed"
-        seconds = time.perf_counter() - began
+            return "timeout", time.perf_counter() - began, _processor() - used, "killed"
+        seconds, used = time.perf_counter() - began, _processor() - used
     answer = (done.stdout.split() or ["error"])[0]
     if answer not in (*DECIDED, "unknown", "timeout"):
         answer = "error"
@@ -112,7 +115,13 @@ def run(tool: str, instance: Instance, limit: float, threads: int) -> tuple[str,
         answer, note = "timeout", f"{answer} after the limit"
     if tool == OURS and answer == "sat":
         note = refuted(instance, done.stdout)
-    return answer, seconds, note
+    return answer, seconds, used, note
+
+
+def _processor() -> float:
+    """Processor seconds of the processes that have ended so far."""
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
 
 
 def refuted(instance: Instance, text: str) -> str:
@@ -173,7 +182,7 @@ def table(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
         yield f"- {row['tool']}: {row['answer']} for {asked} {row['note']}"
     yield ""
     counted = ("right", "new", "wrong", "unknown", "timeout", "error")
-    heads = ("benchmark", "tool", "instances", *counted, "median s", "PAR-2 s")
+    heads = ("benchmark", "tool", "instances", *counted, "median s", "PAR-2 s", "processor s, median")
     yield f"| {' | '.join(heads)} |"
     yield "|---" * len(heads) + "|"
     groups: dict[tuple[str, str], list[Mapping[str, str]]] = {}
@@ -185,13 +194,14 @@ def table(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
         times = [
             float(row["seconds"]) if s else float(row["timeout"]) for row, s in zip(part, solved, strict=True)
         ]
+        own = [float(row["processor" if s else "timeout"]) for row, s in zip(part, solved, strict=True)]
         late = [t if s else 2 * t for t, s in zip(times, solved, strict=True)]
         counts = [marks.count(word) for word in counted]
         middle = statistics.median(times)
         bound = "≥ " if sum(solved) <= len(part) / 2 else ""
         yield (
             f"| {benchmark} | {tool} | {len(part)} | {' | '.join(map(str, counts))} | "
-            f"{bound}{middle:.2f} | {statistics.mean(late):.2f} |"
+            f"{bound}{middle:.2f} | {statistics.mean(late):.2f} | {bound}{statistics.median(own):.2f} |"
         )
 
 
@@ -264,14 +274,15 @@ def main(words: Sequence[str] | None = None) -> int:
                     key = (*instance.key, str(limit), str(arguments.threads), tool)
                     if key in there:
                         continue
-                    answer, seconds, note = run(tool, instance, limit, arguments.threads)
-                    values = (*key, instance.expected, answer, f"{seconds:.3f}", note)
+                    answer, seconds, used, note = run(tool, instance, limit, arguments.threads)
+                    times = f"{seconds:.3f}", f"{used:.3f}"
+                    values = (*key, instance.expected, answer, *times, note)
                     row = dict(zip(COLUMNS, values, strict=True))
                     writer.writerow(row)
                     stream.flush()
                     rows.append(row)
-                    said = f"{mark(row):8} {answer:8} {seconds:7.2f} s  {tool} {' '.join(instance.key)}"
-                    sys.stderr.write(f"{said} {note}\n")
+                    said = f"{mark(row):8} {answer:8} {seconds:7.2f} s {used:7.2f} s"
+                    sys.stderr.write(f"{said}  {tool} {' '.join(instance.key)} {note}\n")
     text = "\n".join(table(rows)) + "\n"
     (arguments.out / "table.md").write_text(text, encoding="utf-8")
     for kind in ("png", "svg"):
