@@ -1,17 +1,20 @@
 """Exact distances to the decision boundary: ours against the papers' bisection and the plain MILP.
 
     python -m bench.distance --nets NET.onnx[,NET.onnx] --data DIR [--images 3] [--limit 60] [--solver highs]
+    python -m bench.distance --nets NET.onnx --data DIR --keys x,y --among 60 --ways ours,bisect --patience 12
 
-For each network the first images that it classifies correctly, three ways in turn, one thread each:
+For each network the first images that it classifies correctly (with ``--among N``: of the first N those that
+an attack finds the closest adversarial inputs for), three ways in turn, one thread each:
 
 - ours: ``--solver auto``;
 - bisect: the papers' bisection on the radius, reference encoding, interval bounds, the MILP solver named;
 - plain: that program minimised directly.
 
-Norm L-inf, gap 1e-4, seconds from the input to the verdict; one that is not closed within the limit counts as
-the limit and shows its bracket. Peers join the table where they are installed: Marabou (maraboupy), by
-bisection to the same gap over all competing classes. Brackets that do not overlap are reported as WRONG, and
-the exit status is 1.
+Norm L-inf, gap 1e-4, seconds of processor time from the input to the verdict (so that other work on the
+machine does not count); the limit is wall-clock. One that is not closed within it counts as what it took and
+shows its bracket. With ``--patience K`` the others get K times the wall-clock time that ours took. Peers join
+the table where they are installed: Marabou (maraboupy), by bisection to the same gap over all competing
+classes. Brackets that do not overlap are reported as WRONG, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +34,11 @@ from numpy.typing import NDArray
 
 from bench._mnist_nets import correct, flat
 from milpver import __version__, registry
+from milpver.attack.boundary import closest_adversarials
 from milpver.compare import host
-from milpver.data import load_data
+from milpver.data import DEFAULT_KEYS, Dataset, load_data, parse_keys
 from milpver.distance import distances
-from milpver.errors import MilpverError
+from milpver.errors import MilpverError, QueryError
 from milpver.network import Network
 from milpver.onnx_import import load_network
 from milpver.query import Options
@@ -74,6 +78,7 @@ class Case:
 
 def milpver_run(case: Case, method: str, **options: str) -> Run:
     """One of our own ways."""
+    begun = time.process_time()
     (verdict,) = distances(
         case.net,
         case.image[None],
@@ -84,7 +89,7 @@ def milpver_run(case: Case, method: str, **options: str) -> Run:
     )
     lower = 0.0 if verdict.lower is None else verdict.lower
     upper = np.inf if verdict.upper is None else verdict.upper
-    return Run(verdict.seconds, lower, upper, verdict.status is Status.OPTIMAL)
+    return Run(time.process_time() - begun, lower, upper, verdict.status is Status.OPTIMAL)
 
 
 def marabou(case: Case) -> Run:
@@ -117,7 +122,7 @@ def marabou(case: Case) -> Run:
 
 
 def methods(solver: str) -> dict[str, Callable[[Case], Run]]:
-    """The ways that can be tried here, ours first."""
+    """The ways that can be tried here, ours first; their names begin with what ``--ways`` calls them."""
     reference = {"solver": solver, "encoding": "reference", "bounds": "interval"}
     found: dict[str, Callable[[Case], Run]] = {
         "ours": lambda case: milpver_run(case, "direct", solver="auto"),
@@ -131,13 +136,29 @@ def methods(solver: str) -> dict[str, Callable[[Case], Run]]:
     return found
 
 
+def closest(net: Network, data: Dataset, domain: tuple[float, float], among: int) -> list[int]:
+    """The first images that are classified correctly, those first whose attack comes closest."""
+    found: dict[int, float] = {}
+    for index, label in enumerate(data.labels.tolist()):
+        x = flat(data)[index].astype(np.float64)
+        if len(found) == among:
+            break
+        if int(net.graph.evaluate(x[None])[0].argmax()) != label:
+            continue
+        targets = [j for j in range(net.graph.outputs) if j != label]
+        low, high = (np.full(len(x), end) for end in domain)
+        reached, _ = closest_adversarials(net.graph, x, label, targets, low, high, steps=6, seed=0)
+        found[index] = float(reached.min())
+    return sorted(found, key=found.__getitem__)
+
+
 def shown(run: Run) -> str:
     """A cell: seconds, and what is known where it is not closed."""
     return f"{run.seconds:.3g}" if run.solved else f"≥ {run.seconds:.3g} [{run.lower:.4g}, {run.upper:.4g}]"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark and print the table."""
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """What is asked for."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.distance",
         description=__doc__,
@@ -150,13 +171,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--images", default=3, type=int, metavar="N", help="images a network (3)")
     add("--limit", default=60.0, type=float, metavar="S", help="seconds an image and method (60)")
     add("--solver", default="highs", metavar="NAME", help="backend of the papers' programs (highs)")
-    given = parser.parse_args(argv)
+    add("--keys", metavar="X,Y", help="names of the arrays of an npz file")
+    add("--scale", type=float, metavar="S", help="what inputs are divided by (1)")
+    add("--among", type=int, metavar="N", help="of the first N images the closest ones by an attack")
+    add("--ways", default="ours,bisect,plain,Marabou", metavar="LIST", help="what is run (all)")
+    add("--patience", type=float, metavar="K", help="limit of the others, in times of ours (the limit)")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark and print the table."""
+    given = arguments(argv)
     torch.set_num_threads(1)
     wrong: list[str] = []
     try:
         version = registry.load("solvers", given.solver).availability().version
-        ways = methods(given.solver)
-        data = load_data(given.data)
+        wanted = tuple(given.ways.split(","))
+        ways = {name: way for name, way in methods(given.solver).items() if name.startswith(wanted)}
+        if "ours" not in ways:
+            raise QueryError(f"--ways {given.ways}", needed="ours among them", fix="add ours")
+        measured = next((name for name in ways if name.startswith("bisect")), "ours")
+        keys = DEFAULT_KEYS if given.keys is None else parse_keys(given.keys)
+        data = load_data(given.data, keys=keys, scale=given.scale)
         low, high = data.domain if data.domain is not None else (0.0, 1.0)
         facts = host()
         print(f"{facts['cpu']}, {facts['cores']} cores; milpver {__version__}, {given.solver} {version}")
@@ -165,15 +201,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in given.nets.split(","):
             net = load_network(Path(name))
             ratios = []
-            for index in correct([net], data, given.images):
-                domain = (float(np.min(low)), float(np.max(high)))
+            domain = (float(np.min(low)), float(np.max(high)))
+            chosen = (
+                correct([net], data, given.images).tolist()
+                if given.among is None
+                else closest(net, data, domain, given.among)[: given.images]
+            )
+            for index in chosen:
                 case = Case(net, flat(data)[index], int(data.labels[index]), given.limit, domain)
-                runs = {way: run(case) for way, run in ways.items()}
+                begun = time.perf_counter()
+                runs = {"ours": ways["ours"](case)}
+                if given.patience is not None:
+                    case = replace(case, limit=given.patience * max(1.0, time.perf_counter() - begun))
+                runs |= {way: run(case) for way, run in ways.items() if way != "ours"}
                 ours = runs["ours"]
                 for way, run in runs.items():
                     if run.lower > ours.upper + AGREE or ours.lower > run.upper + AGREE:
                         wrong.append(f"{name} image {index}: ours [{ours.lower}, {ours.upper}], {way} {run}")
-                ratios.append(runs[f"bisect, {given.solver}"].seconds / max(ours.seconds, 1e-9))
+                ratios.append(runs[measured].seconds / max(ours.seconds, 1e-9))
                 cells = " | ".join(shown(run) for run in runs.values())
                 print(
                     f"| {Path(name).stem} | {index} | {ours.upper:.5g} | {cells} | {ratios[-1]:.3g} |",

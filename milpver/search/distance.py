@@ -22,6 +22,7 @@ from milpver.graph import Max
 from milpver.linear import Float, Int
 from milpver.query import Box, Budget
 from milpver.search._alternatives import Alternatives
+from milpver.search._collapsed import collapsed
 from milpver.search._compressed import compressed, without_max
 from milpver.search._phases import PhaseSearch, Root, SearchNodes
 from milpver.search.bab import SearchLimits, SearchResult
@@ -34,6 +35,8 @@ __all__ = ["search_distance"]
 OfferPoints = Callable[[Float, Int], float]
 #: Nodes of a batch whose points are offered.
 _CANDIDATES = 4
+#: Points of one batch in 2^this are offered where those offered before were of no use.
+_RARELY = 4
 #: What a radius is taken back by, relative to it, so that rounding does not undo it.
 _BACK = 1e-9
 #: How often a radius that rounding refuses is taken back by what it lacks.
@@ -90,9 +93,10 @@ def search_distance(
         return SearchResult(lower, lower.copy(), 1, Stop.OPTIMAL)
     kept = torch.as_tensor(~proven, device=tensors.device)
     best = Multipliers({node: alpha[:, kept] for node, alpha in best.alpha.items()})
-    small, space, best = compressed(tensors, bounded, best)
+    fewer = collapsed(tensors, bounded, best)
+    small, space, best = compressed(tensors, bounded, best) if fewer is None else fewer
     search = _DistanceSearch(
-        Root.of(small, space, best),
+        Root.of(small, space, best, recompute=fewer is None),
         alternatives.only(~proven),
         (tensors.tensor(ball.centre), radius),
         floor[~proven],
@@ -120,6 +124,7 @@ class _DistanceSearch(PhaseSearch):
         self.centre, self.radius = ball
         self.floor = torch.as_tensor(floor, device=self.centre.device)
         self.offer_points = offer
+        self.batches = self.failures = 0
         best: Float = np.full(alternatives.count, self.radius)
         super().__init__(root, alternatives, lambda *_: best, best, limits)
 
@@ -156,10 +161,12 @@ class _DistanceSearch(PhaseSearch):
     ) -> tuple[torch.Tensor, dict[int, torch.Tensor], torch.Tensor]:
         rows = self.rows[nodes.which]
         radius, points, arrived = self.reached(space, rows, self.multipliers(alpha, mu), self.own(nodes))
-        least = radius.topk(min(_CANDIDATES, len(radius)), largest=False).indices
-        which = nodes.which[least].cpu().numpy()
-        near = self.offer_points(points[least].cpu().numpy(), which)
-        self.best = np.minimum(self.best, near)
+        self.batches += 1
+        if self.batches % (1 << min(self.failures, _RARELY)) == 0:
+            least = radius.topk(min(_CANDIDATES, len(radius)), largest=False).indices
+            near = self.offer_points(points[least].cpu().numpy(), nodes.which[least].cpu().numpy())
+            self.failures = 0 if near < self.best.min() else self.failures + 1
+            self.best = np.minimum(self.best, near)
         return radius, arrived, torch.zeros_like(nodes.which)
 
     def reached(
