@@ -65,6 +65,10 @@ _NODE_STEPS = 3
 _PASSED_ON = 0.3
 #: In branching scores: the part of the larger gain that counts, and what gates behind the first layer count.
 _LARGER, _LATER = 0.1, 0.3
+#: Rounds of fixing gates and bounding again at the root, and the share of free gates that makes it worth it.
+_FIXING_ROUNDS, _WORTH_BOUNDING = 4, 0.1
+#: Multiples of the largest lambda that a row may be away from closing for fixing to be tried.
+_FAR = 1.5
 #: Rounds of the gradient attack for each row.
 _ATTACK_ROUNDS = 6
 
@@ -84,9 +88,11 @@ class Chain(NamedTuple):
         size: M, float64 [N].
         down, up: gates of layer 0 in descending order of W_1's and of -W_1's entries, int32 [n_1, n_0].
         rows, constant, slack: C float64 [R, n_T], d float64 [R], and the rounding of both, float64 [R].
+        direct: coefficients on p_{T-1} of what rows read past layer T, float64 [R, n_{T-1}]; [R, 0] for none.
         gamma: Gamma.
         removable: s of each group, int64 [S].
         scale: typical size of each group's lambda, float64 [S]; set at the root.
+        reach: the largest lambda at the root, which is about what fixing a gate can add, float64 [1].
     """
 
     sizes: _Ints
@@ -104,9 +110,11 @@ class Chain(NamedTuple):
     rows: _Floats
     constant: _Floats
     slack: _Floats
+    direct: _Floats
     gamma: float
     removable: _Ints
     scale: _Floats
+    reach: _Floats
 
 
 class Tree(NamedTuple):
@@ -428,12 +436,14 @@ def _pull(
     slopes: _Floats,
     lam: _Floats,
     fill: _Number,
+    direct: _Floats,
 ) -> float:
     """Lower bound, rounded outward, of the row over p_layer that stands in ``work.row``.
 
     Args:
         layer: every layer up to it is prepared.
         constant: of the row.
+        direct: what the row has on p_{layer - 1} beside, float64 [n_{layer - 1}], or empty.
         left: removals left.
         slopes: effective slopes, float64 [N]: alpha where unstable, 1 where active, else 0.
         lam: multipliers, float64 [S]; where ``fill`` is not 0 they are chosen here and written there.
@@ -482,7 +492,11 @@ def _pull(
             _copy(work.arrived[first : first + width], row)
         for j in range(width):
             value += sent[j] * chain.bias[first + j]
-        _multiply(sent, chain.weights, chain.offsets[t], stride, work.shares if t == 1 else row, work.places)
+        target = work.shares if t == 1 else row
+        _multiply(sent, chain.weights, chain.offsets[t], stride, target, work.places)
+        if t == layer:
+            for q in range(len(direct)):
+                target[q] += direct[q]
     if layer == 0:
         _copy(work.shares, work.row)
     return value + _at_start(chain, work, left, lam, loose, _seen(chain, layer, 0), fill)
@@ -606,7 +620,7 @@ def _slopes(work: Work, last: int) -> None:
 @compiled
 def _ascend(
     chain: Chain, work: Work, layer: int, row: _Floats, sign: float, constant: float, left: _Ints,
-    steps: _Number, enough: float,
+    steps: _Number, enough: float, direct: _Floats,
 ) -> float:  # fmt: skip
     """The best bound of ``sign row p_layer + constant`` after some steps of Adam on its multipliers.
 
@@ -617,7 +631,7 @@ def _ascend(
     last = chain.first[layer] + chain.sizes[layer] if layer > 0 else 0
     _load(work, row, sign)
     _slopes(work, last)
-    best = _pull(chain, work, layer, constant, left, work.slopes, work.lam, np.int64(0))
+    best = _pull(chain, work, layer, constant, left, work.slopes, work.lam, np.int64(0), direct)
     _copy(work.best_alpha, work.alpha)
     _copy(work.best_lam, work.lam)
     if steps == 0 or best >= enough:
@@ -647,7 +661,7 @@ def _ascend(
                 work.lam[g] = max(0.0, work.lam[g] + 0.15 * fade * scale * move)
         _load(work, row, sign)
         _slopes(work, last)
-        value = _pull(chain, work, layer, constant, left, work.slopes, work.lam, np.int64(0))
+        value = _pull(chain, work, layer, constant, left, work.slopes, work.lam, np.int64(0), direct)
         if value > best:
             best = value
             _copy(work.best_alpha, work.alpha)
@@ -664,10 +678,12 @@ def _neuron(
     """Lower bound of ``sign z_n`` for a neuron n of layer t, rounded outward."""
     _load(work, row, sign)
     constant = sign * chain.bias[n]
-    value = _pull(chain, work, t - 1, constant, left, work.plain, work.lam, np.int64(1))
+    value = _pull(chain, work, t - 1, constant, left, work.plain, work.lam, np.int64(1), chain.constant[:0])
     if steps > 0:
         _copy(work.alpha, work.plain)
-        value = max(value, _ascend(chain, work, t - 1, row, sign, constant, left, steps, np.inf))
+        value = max(
+            value, _ascend(chain, work, t - 1, row, sign, constant, left, steps, np.inf, chain.constant[:0])
+        )
     # The row's own rounding, as at every other layer, is Gamma M.
     return float(value - chain.gamma * chain.size[n])
 
@@ -736,9 +752,13 @@ def _evaluate(chain: Chain, work: Work, mask: _Bytes) -> None:
 def _offer(chain: Chain, work: Work, tree: Tree) -> None:
     """Evaluate ``work.mask`` and note it for every row whose smallest margin it lowers."""
     _evaluate(chain, work, work.mask)
-    first = chain.first[len(chain.sizes) - 1]
+    last = len(chain.sizes) - 1
+    first = chain.first[last]
+    past = work.present if last == 1 else work.relaxed[chain.first[last - 1] : chain.first[last]]
     for r in range(len(chain.constant)):
         margin = chain.constant[r]
+        for q in range(chain.direct.shape[1]):
+            margin += chain.direct[r, q] * past[q]
         for j in range(chain.rows.shape[1]):
             margin += chain.rows[r, j] * work.relaxed[first + j]
         if margin < tree.upper[r]:
@@ -834,7 +854,7 @@ def _gradient(chain: Chain, work: Work, row: _Floats, last: int) -> None:
 
 
 @compiled
-def _rate(chain: Chain, work: Work, state: _Bytes, left: _Ints, row: _Floats) -> int:
+def _rate(chain: Chain, work: Work, state: _Bytes, left: _Ints, row: _Floats, direct: _Floats) -> int:
     """The gate to branch on by a row at ``work.alpha`` and ``.lam``; ``work.mask`` gets the row's worst mask.
 
     Every gate is rated by what keeping it and what removing it would add to the row's bound at the relaxed
@@ -845,7 +865,7 @@ def _rate(chain: Chain, work: Work, state: _Bytes, left: _Ints, row: _Floats) ->
     last = len(chain.sizes) - 1
     _load(work, row, 1.0)
     _slopes(work, len(chain.bias))
-    _pull(chain, work, last, 0.0, left, work.slopes, work.lam, np.int64(0))
+    _pull(chain, work, last, 0.0, left, work.slopes, work.lam, np.int64(0), direct)
     threshold = work.level[0]
     _push(chain, work, last, left, work.alpha, work.lam)
     for t in range(last, 0, -1):
@@ -982,7 +1002,8 @@ def _bound_rows(
         _widen(work.alpha, tree.alpha[slot, r])
         _copy(work.lam, tree.lam[slot, r])
         found = _ascend(
-            chain, work, last, chain.rows[r], 1.0, chain.constant[r], tree.left[slot], steps, enough
+            chain, work, last, chain.rows[r], 1.0, chain.constant[r], tree.left[slot], steps, enough,
+            chain.direct[r],
         ) - chain.slack[r]  # fmt: skip
         lower[r] = max(lower[r], found)
         for n in range(len(chain.bias)):
@@ -994,6 +1015,76 @@ def _bound_rows(
 
 
 @compiled
+def _fix(chain: Chain, work: Work, tree: Tree, slot: int, gap: float, decide: bool) -> int:
+    """Fix gates of a node that no better mask has otherwise; how many.
+
+    With L the bound of a row at some multipliers, masks that remove a gate of layer 0 have at least
+    ``L + max(lambda - C_q, 0)``, those that keep it ``L + max(C_q - lambda, 0)``; behind, removing adds
+    ``max(lambda - max(c, 0) u, 0)`` and keeping ``max(c l - lambda, 0)``. Where that closes every row alive,
+    the gate is fixed the other way; what is cut off counts as closed, at what closes it.
+    """
+    state, left, lower = tree.state[slot], tree.left[slot], tree.lower[slot]
+    best, last = _least(tree.upper), len(chain.sizes) - 1
+    for r in range(len(lower)):
+        far = _enough(chain, r, best, gap, decide) - lower[r] > _FAR * chain.reach[0]
+        if far and _alive(lower[r], best, gap, decide):
+            return 0
+    for q in range(len(state)):
+        work.score[q] = work.other[q] = np.inf
+    for r in range(len(lower)):
+        if not _alive(lower[r], best, gap, decide):
+            continue
+        _widen(work.alpha, tree.alpha[slot, r])
+        _copy(work.lam, tree.lam[slot, r])
+        _load(work, chain.rows[r], 1.0)
+        _slopes(work, len(chain.bias))
+        constant, direct = chain.constant[r], chain.direct[r]
+        value = _pull(chain, work, last, constant, left, work.slopes, work.lam, np.int64(0), direct)
+        room = _enough(chain, r, best, gap, decide) + 2.0 * chain.slack[r] - value
+        if left[chain.group[0]] > 0:
+            for q in range(chain.sizes[0]):
+                over = work.shares[q] - work.level[0]
+                work.score[q] = min(work.score[q], max(over, 0.0) - room)
+                work.other[q] = min(work.other[q], max(-over, 0.0) - room)
+        for t in range(1, last + 1):
+            gate, group = chain.gates[t], chain.group[t]
+            if gate < 0 or left[group] <= 0:
+                continue
+            for j in range(chain.sizes[t]):
+                n = chain.first[t] + j
+                c, lam = max(work.arrived[n], 0.0), work.lam[group]
+                work.score[gate + j] = min(work.score[gate + j], c * work.bottom[n] - lam - room)
+                work.other[gate + j] = min(work.other[gate + j], lam - c * work.top[n] - room)
+    fixed = 0
+    for t in range(last + 1):
+        gate, group = chain.gates[t], chain.group[t]
+        if gate < 0:
+            continue
+        for q in range(gate, gate + chain.sizes[t]):
+            if state[q] != _FREE or left[group] <= 0:
+                continue
+            if work.other[q] > 0.0:
+                state[q] = _KEPT
+                fixed += 1
+            elif work.score[q] > 0.0:
+                state[q] = _GONE
+                left[group] -= 1
+                fixed += 1
+    if fixed > 0:
+        for r in range(len(lower)):
+            cut = _enough(chain, r, best, gap, decide) if _alive(lower[r], best, gap, decide) else lower[r]
+            tree.closed[r] = min(tree.closed[r], cut)
+        _cap(chain, state, left)
+    return fixed
+
+
+@compiled
+def _enough(chain: Chain, r: int, best: float, gap: float, decide: bool) -> float:
+    """A bound that closes a row, by a margin for rounding where there is a gap."""
+    return chain.slack[r] if decide else best - 0.5 * gap - chain.slack[r]
+
+
+@compiled
 def _finish(chain: Chain, work: Work, tree: Tree, slot: int, worst: int) -> bool:
     """Find the gate to branch on by a node's worst row, and offer that row's mask; whether it stays open."""
     tree.branch[slot] = -1
@@ -1002,9 +1093,35 @@ def _finish(chain: Chain, work: Work, tree: Tree, slot: int, worst: int) -> bool
     state, left = tree.state[slot], tree.left[slot]
     _widen(work.alpha, tree.alpha[slot, worst])
     _copy(work.lam, tree.lam[slot, worst])
-    tree.branch[slot] = _rate(chain, work, state, left, chain.rows[worst])
+    tree.branch[slot] = _rate(chain, work, state, left, chain.rows[worst], chain.direct[worst])
     _offer(chain, work, tree)
     return bool(tree.branch[slot] >= 0)
+
+
+@compiled
+def _narrowed(chain: Chain, work: Work, tree: Tree, slot: int, gap: float, decide: bool, again: bool) -> bool:
+    """Fix gates of a node and prepare it anew; whether its rows are to be bounded once more.
+
+    They are where ``again`` allows it and many gates were fixed, and where none is free any more.
+    """
+    state, left = tree.state[slot], tree.left[slot]
+    before = 0
+    for q in range(len(state)):
+        before += state[q] == _FREE
+    fixed = _fix(chain, work, tree, slot, gap, decide)
+    if fixed == 0:
+        return False
+    _gates(chain, work, state, left)
+    free = 0
+    for g in range(len(left)):
+        free += left[g]
+    worth = free == 0 or (again and fixed >= _WORTH_BOUNDING * before)
+    if worth:
+        if chain.alone:
+            _first_layer(chain, work, state, left[chain.group[0]], tree.low[slot], tree.high[slot])
+        for t in range(1, len(chain.sizes)):
+            _prepare(chain, work, t, state, left, tree.low[slot], tree.high[slot])
+    return worth
 
 
 @compiled
@@ -1022,9 +1139,13 @@ def _bound(chain: Chain, work: Work, tree: Tree, slot: int, gap: float, decide: 
     for t in range(1, len(chain.sizes)):
         _prepare(chain, work, t, state, left, tree.low[slot], tree.high[slot])
     worst = _bound_rows(chain, work, tree, slot, gap, decide, np.int64(0))
-    if worst >= 0:
+    first = True
+    while worst >= 0:
         _tighten(chain, work, tree, slot, gap, decide, np.int64(0))
         worst = _bound_rows(chain, work, tree, slot, gap, decide, np.int64(_NODE_STEPS))
+        if worst < 0 or not _narrowed(chain, work, tree, slot, gap, decide, first):
+            break
+        first = False
     return _finish(chain, work, tree, slot, worst)
 
 
@@ -1103,8 +1224,11 @@ def _bound_root(
             for r in range(len(chain.constant)):
                 _load(work, chain.rows[r], 1.0)
                 last = len(chain.sizes) - 1
-                _pull(chain, work, last, 0.0, left, work.plain, work.lam, np.int64(1))
+                _pull(chain, work, last, 0.0, left, work.plain, work.lam, np.int64(1), chain.direct[r])
                 _copy(tree.lam[0, r], work.lam)
+                chain.reach[0] = max(chain.reach[0], work.level[0])
+                for g in range(len(left)):
+                    chain.reach[0] = max(chain.reach[0], work.lam[g])
                 for n in range(len(chain.bias)):
                     tree.alpha[0, r, n] = work.plain[n]
         worst = _bound_rows(chain, work, tree, 0, gap, decide, steps if attempt else steps // 4)
@@ -1116,6 +1240,11 @@ def _bound_root(
                 total += tree.lam[0, r, g]
             chain.scale[g] = 0.1 * total / len(chain.constant) + 1e-9
     _copy(tree.root, tree.lower[0])
+    rounds = 0
+    while worst >= 0 and _narrowed(chain, work, tree, 0, gap, decide, rounds < _FIXING_ROUNDS):
+        _tighten(chain, work, tree, 0, gap, decide, neuron_steps)
+        worst = _bound_rows(chain, work, tree, 0, gap, decide, steps // 2)
+        rounds += 1
     if _finish(chain, work, tree, 0, worst):
         _heap_push(tree, 0)
     else:

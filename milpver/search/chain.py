@@ -47,6 +47,8 @@ _QUOTA, _SLICE = 4, 0.05
 _VECTOR = 32
 #: Slots of the tree to begin with.
 _SLOTS = 64
+#: Share of the last layer's neurons that are unstable at the root, up to which the others are folded away.
+_WORTH_FOLDING = 0.8
 #: Nodes that ``settle`` bounds at most, about, and entries of weights up to which that is no wait.
 _SETTLING, _BRIEF_ENTRIES = 32, 1 << 17
 
@@ -240,9 +242,11 @@ class Chains:
             rows=np.ascontiguousarray(rows @ layers.out),
             constant=rows @ layers.out_bias,
             slack=slack * spread + 1e-300,
+            direct=np.zeros((len(rows), 0)),
             gamma=slack,
             removable=np.array([group.removable for group in self._budget.groups]),
             scale=np.zeros(len(self._budget.groups)),
+            reach=np.zeros(1),
         )
         return ChainSearch(self, chain, used, self._planted(chain, used, low, high))
 
@@ -333,6 +337,42 @@ class ChainSearch:
         if self._why in (kernel().DECIDED, kernel().FINISHED):
             self.finished = Stop.TARGET if self._why == kernel().DECIDED else Stop.OPTIMAL
 
+    def _fold(self) -> None:
+        """Take what is stable at the root out of the last layer, after ``settle`` with quota 0.
+
+        Inactive neurons are 0; of active ones rows read ``C_j (W_j p + b_j)``, which is a row over p, the
+        layer before. What their products round is charged to the rows at once.
+        """
+        chain, tree = self._chain, self._tree
+        last = len(chain.sizes) - 1
+        first, width, stride = (int(each[last]) for each in (chain.first, chain.sizes, chain.strides))
+        low, high = tree.low[0, first:], tree.high[0, first:]
+        active, kept = low >= 0, (low < 0) & (high > 0)
+        if chain.gates[last] >= 0 or tree.counts[2] != 1 or kept.mean() > _WORTH_FOLDING:
+            return
+        offset = int(chain.offsets[last])
+        weights = chain.weights[offset : offset + width * stride].reshape(width, stride)
+        coefficients, size = chain.rows[:, active], chain.size[first:][active]
+        stays = np.concatenate([np.ones(first, dtype=np.bool_), kept])
+        self._chain = chain._replace(
+            sizes=np.append(chain.sizes[:-1], np.count_nonzero(kept)),
+            weights=np.concatenate([chain.weights[:offset], weights[kept].ravel()]),
+            bias=chain.bias[stays],
+            size=chain.size[stays],
+            down=chain.down[kept] if last == 1 else chain.down,
+            up=chain.up[kept] if last == 1 else chain.up,
+            rows=np.ascontiguousarray(chain.rows[:, kept]),
+            constant=chain.constant + coefficients @ chain.bias[first:][active],
+            slack=chain.slack + 2 * chain.gamma * (np.abs(coefficients) @ size),
+            direct=np.ascontiguousarray((coefficients @ weights[active])[:, : chain.sizes[last - 1]]),
+        )
+        self._tree = tree._replace(
+            low=np.ascontiguousarray(tree.low[:, stays]),
+            high=np.ascontiguousarray(tree.high[:, stays]),
+            alpha=np.ascontiguousarray(tree.alpha[:, :, stays]),
+        )
+        self._work = kernel().scratch(self._chain)
+
     def candidates(self, nearest: bool) -> dict[int, NDArray[np.bool_]]:
         """The mask of each row's smallest margin met so far, Gate node -> bool [rows, gates].
 
@@ -364,6 +404,8 @@ class ChainSearch:
             self.settle(limits.gap, limits.decide, 0)
         if self._work is None:
             raise RuntimeError("the search has not begun")
+        if self.finished is None and not self._chains.brief:
+            self._fold()
         chain, tree = self._chain, self._tree
         size = sum(part[0].nbytes for part in (*tree[:8], tree.heap, tree.spare))
         self._replay(limits.decide, offer)
