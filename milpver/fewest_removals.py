@@ -17,47 +17,27 @@ from numpy.typing import NDArray
 
 from milpver.attack.masks import MaskAttack
 from milpver.bounds._tensors import TensorGraph, pick_device
-from milpver.errors import QueryError
 from milpver.margin import margins
 from milpver.network import GateableLayer, Network
-from milpver.query import Budget, BudgetGroup, Domain, Options, check_inputs, forced_pairs, parse_budget
+from milpver.query import (
+    Budget,
+    BudgetGroup,
+    Domain,
+    Options,
+    check_inputs,
+    chosen_layers,
+    forced_pairs,
+    parse_budget,
+)
 from milpver.run import Clock
 from milpver.verdict import Answer, Assurance, LayerBracket, Status, Verdict
 
-__all__ = ["chosen_layers", "pruning_distances"]
+__all__ = ["pruning_distances"]
 
 #: Inputs that are attacked together.
 _BATCH = 64
 #: What a lower end rests on, the weakest last.
 _STRENGTH = (Assurance.CLOSED_FORM, Assurance.ROUNDED, Assurance.SOLVER)
-
-
-def chosen_layers(network: Network, layers: str | Sequence[int | str] | None) -> tuple[GateableLayer, ...]:
-    """The layers that ``--layers`` names, in the network's order; all fully connected ones for None.
-
-    Raises:
-        QueryError: one is unknown or named twice, or there is none.
-    """
-    names = layers.split(",") if isinstance(layers, str) else layers
-    if names is None:
-        names = [layer.label for layer in network.layers]
-    wanted = [str(name).strip() for name in names]
-    known = {name: layer for layer in network.gateable for name in (layer.name, layer.label)}
-    shown = ", ".join(layer.label for layer in network.gateable) or "this network has none"
-    if unknown := [name for name in wanted if name not in known]:
-        raise QueryError(
-            f"--layers names {unknown[0]!r}",
-            needed=f"gateable layers: {shown}",
-            fix="see `milpver info MODEL`; write e.g. --layers 1,2",
-        )
-    nodes = [known[name].node for name in wanted]
-    if not nodes or len(set(nodes)) < len(nodes):
-        raise QueryError(
-            f"--layers {','.join(wanted)}" + (" names a layer twice" if nodes else "no layer to prune"),
-            needed=f"some of the gateable layers, each once: {shown}",
-            fix="write e.g. --layers 1,2",
-        )
-    return tuple(layer for layer in network.gateable if layer.node in nodes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -30,6 +30,7 @@ __all__ = [
     "Options",
     "ball",
     "check_inputs",
+    "chosen_layers",
     "forced_pairs",
     "names_layers",
     "parse_budget",
@@ -357,6 +358,34 @@ def forced_pairs(network: Network, gates: Sequence[tuple[int, int]]) -> tuple[tu
     """``Budget.kept`` or ``Budget.gone`` as ``removed_pairs`` has masks."""
     labels = {layer.node: layer.number if not layer.channels else layer.label for layer in network.gateable}
     return tuple((labels[node], gate) for node, gate in gates)
+
+
+def chosen_layers(network: Network, layers: str | Sequence[int | str] | None) -> tuple[GateableLayer, ...]:
+    """The layers that ``--layers`` names, in the network's order; all fully connected ones for None.
+
+    Raises:
+        QueryError: one is unknown or named twice, or there is none.
+    """
+    names = layers.split(",") if isinstance(layers, str) else layers
+    if names is None:
+        names = [layer.label for layer in network.layers]
+    wanted = [str(name).strip() for name in names]
+    known = {name: layer for layer in network.gateable for name in (layer.name, layer.label)}
+    shown = ", ".join(layer.label for layer in network.gateable) or "this network has none"
+    if unknown := [name for name in wanted if name not in known]:
+        raise QueryError(
+            f"--layers names {unknown[0]!r}",
+            needed=f"gateable layers: {shown}",
+            fix="see `milpver info MODEL`; write e.g. --layers 1,2",
+        )
+    nodes = [known[name].node for name in wanted]
+    if not nodes or len(set(nodes)) < len(nodes):
+        raise QueryError(
+            f"--layers {','.join(wanted)}" + (" names a layer twice" if nodes else "no layer to prune"),
+            needed=f"some of the gateable layers, each once: {shown}",
+            fix="write e.g. --layers 1,2",
+        )
+    return tuple(layer for layer in network.gateable if layer.node in nodes)
 
 
 def names_layers(*texts: str | None) -> bool:

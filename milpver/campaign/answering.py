@@ -44,6 +44,7 @@ class Parcel:
         model: the ONNX file.
         name: of the file.
         mean, std: normalisation in front, float64 [inputs], or None.
+        channels: whether channels of convolutions can be removed.
     """
 
     id: str
@@ -51,11 +52,19 @@ class Parcel:
     name: str
     mean: Float | None
     std: Float | None
+    channels: bool
 
 
 def parcel(network: Network) -> Parcel:
     """Pack a network."""
-    return Parcel(network_id(network), network.model, network.path.name, network.mean, network.std)
+    return Parcel(
+        id=network_id(network),
+        model=network.model,
+        name=network.path.name,
+        mean=network.mean,
+        std=network.std,
+        channels=bool(network.conv_layers),
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,11 +134,14 @@ class Desk:
         with tempfile.TemporaryDirectory(prefix="milpver-") as folder:
             file = Path(folder) / sent.name
             file.write_bytes(sent.model)
-            network = load_network(file)
+            network = load_network(file, channels=sent.channels)
         if sent.mean is not None and sent.std is not None:
             graph = network.graph.prefixed(1.0 / sent.std, -sent.mean / sent.std, "normalisation")
             layers = tuple(replace(layer, node=layer.node + 1) for layer in network.layers)
-            network = replace(network, graph=graph, layers=layers, mean=sent.mean, std=sent.std)
+            convs = tuple(replace(layer, node=layer.node + 1) for layer in network.conv_layers)
+            network = replace(
+                network, graph=graph, layers=layers, conv_layers=convs, mean=sent.mean, std=sent.std
+            )
         if network_id(network) != sent.id:
             raise ValueError(f"the network {sent.name} is not the one that was sent")
         self._networks[sent.id] = network
@@ -268,6 +280,8 @@ def failure(batch: Batch, place: int, message: str, seconds: float = 0.0) -> Res
         "question": "margin" if decided else batch.kind,
         "budget": batch.parameters.get("budget"),
         "radius": batch.parameters.get("radius"),
+        "keep": batch.parameters.get("keep", []),
+        "remove": batch.parameters.get("remove", []),
         "status": str(Status.ERROR),
         "verdict": "unknown" if decided else None,
         "nodes": 0,

@@ -63,6 +63,12 @@ class Group:
         """Whether there is a sign to decide."""
         return "budget" in self.parameters
 
+    @property
+    def budget(self) -> str:
+        """The budget of a margin, with the neurons that are forced."""
+        forced = [f"{name} {self.raw[name]}" for name in ("keep", "remove") if self.raw.get(name)]
+        return ", ".join([str(self.raw["budget"]), *forced])
+
     def count(self, *words: str) -> int:
         """How many inputs ended in one of some ways."""
         return int(np.isin(self.words, words).sum())
@@ -132,18 +138,19 @@ def contender(cell: Mapping[str, Any]) -> tuple[str, str, str]:
     return cell["solver"], cell["encoding"], cell["bounds"]
 
 
-def figures(found: Sequence[Group], widths: Mapping[str, Sequence[int]]) -> list[Figure]:
+def figures(found: Sequence[Group], widths: Mapping[str, Mapping[int | str, int]]) -> list[Figure]:
     """All figures that the answers are enough for.
 
     Args:
         found: what was asked.
-        widths: of each network's gateable layers.
+        widths: of each network's gateable layers, by what masks call them.
     """
     taken: set[str] = set()
     made = [
         *_accuracies(found),
         *_margins(found),
         *_distances(found),
+        *_removals(found),
         *_masks(found, widths),
         *_comparisons(found),
         *_times(found),
@@ -170,7 +177,7 @@ def _accuracies(found: Sequence[Group]) -> Iterator[Figure]:
     for data in dict.fromkeys(group.data for group in asked):
         mine = [group for group in asked if group.data == data]
         radii = sorted({float(group.raw["radius"]) for group in mine})
-        budgets = list(dict.fromkeys(str(group.raw["budget"]) for group in mine))
+        budgets = list(dict.fromkeys(group.budget for group in mine))
         for radius in radii:
             lines = [group for group in mine if float(group.raw["radius"]) == radius]
             where = f", radius {radius:g}" * (radius > 0 or len(radii) > 1)
@@ -178,12 +185,12 @@ def _accuracies(found: Sequence[Group]) -> Iterator[Figure]:
                 f"accuracy-{slug(data)}-{radius:g}",
                 f"Verified accuracy against budget: {data}{where}",
                 lines,
-                [(str(group.raw["budget"]), budgets) for group in lines],
+                [(group.budget, budgets) for group in lines],
                 "neurons that may be removed, a layer each",
             )
         if len(radii) > 1:
             for budget in budgets:
-                lines = [group for group in mine if str(group.raw["budget"]) == budget]
+                lines = [group for group in mine if group.budget == budget]
                 yield _accuracy(
                     f"accuracy-radius-{slug(data)}-{slug(budget)}",
                     f"Verified accuracy against radius: {data}, budget {budget}",
@@ -249,7 +256,7 @@ def _margins(found: Sequence[Group]) -> Iterator[Figure]:
         mine = [g for g in asked if (g.network, g.data, float(g.raw["radius"])) == key][:_CURVES]
         network, data, radius = key
         where = f", radius {radius:g}" * (radius > 0)
-        counts = ", ".join(f"{group.raw['budget']}: {_closed_of(group)}" for group in mine)
+        counts = "; ".join(f"{group.budget}: {_closed_of(group)}" for group in mine)
         yield Figure(
             f"margins-{slug(network)}-{slug(data)}-{radius:g}",
             f"Exact worst margins: {network} on {data}{where}",
@@ -258,7 +265,7 @@ def _margins(found: Sequence[Group]) -> Iterator[Figure]:
             f"budget: {counts}.",
             partial(
                 _paint_steps,
-                curves=[(f"budget {group.raw['budget']}", group.upper[group.closed]) for group in mine],
+                curves=[(f"budget {group.budget}", group.upper[group.closed]) for group in mine],
                 across="worst margin [score]",
                 zero=True,
             ),
@@ -269,13 +276,14 @@ def _margins(found: Sequence[Group]) -> Iterator[Figure]:
 def _distances(found: Sequence[Group]) -> Iterator[Figure]:
     """Histograms of exact distances to the decision boundary, a curve a network."""
     asked = [group for group in found if group.kind == "distance" and group.closed.any()]
-    for data in dict.fromkeys(group.data for group in asked):
-        mine = [group for group in asked if group.data == data][:_CURVES]
+    for data, norm in dict.fromkeys((group.data, str(group.raw["norm"])) for group in asked):
+        mine = [group for group in asked if (group.data, group.raw["norm"]) == (data, norm)][:_CURVES]
         counts = ", ".join(f"{group.network}: {_closed_of(group)}" for group in mine)
+        name = {"linf": "L-inf", "l1": "L1", "l2": "L2"}[norm]
         yield Figure(
-            f"distances-{slug(data)}",
-            f"Distances to the decision boundary: {data}",
-            "Share of inputs by the L-inf distance to the closest input of another class, in the data's "
+            f"distances-{slug(data)}" + f"-{norm}" * (norm != "linf"),
+            f"Distances to the decision boundary: {data}" + f", {name}" * (norm != "linf"),
+            f"Share of inputs by the {name} distance to the closest input of another class, in the data's "
             f"units. Closed brackets only, by network: {counts}.",
             partial(
                 _paint_steps,
@@ -285,6 +293,57 @@ def _distances(found: Sequence[Group]) -> Iterator[Figure]:
             ),
             (6.4, 3.8),
         )
+
+
+def _removals(found: Sequence[Group]) -> Iterator[Figure]:
+    """How many neurons have to go before predictions change, a curve a network and choice of layers."""
+    asked = [group for group in found if group.kind == "pruning-distance" and group.closed.any()]
+    for data in dict.fromkeys(group.data for group in asked):
+        mine = [group for group in asked if group.data == data][:_CURVES]
+        names = [", ".join(filter(None, (g.network, parameters_text(g.cells[0].cell)))) for g in mine]
+        counts = "; ".join(
+            f"{name}: {_closed_of(group)}"
+            + f", {group.count(Status.INFEASIBLE)} that no removal changes"
+            * bool(group.count(Status.INFEASIBLE))
+            for name, group in zip(names, mine, strict=True)
+        )
+        yield Figure(
+            f"removals-{slug(data)}",
+            f"Fewest removals that change the prediction: {data}",
+            "Share of inputs, those predicted rightly, whose prediction some removal of at most so many "
+            f"neurons changes. Closed brackets only: {counts}.",
+            partial(
+                _paint_counts,
+                curves=[
+                    (name, group.upper[group.closed], len(group.words) - group.count(Status.MISCLASSIFIED))
+                    for name, group in zip(names, mine, strict=True)
+                ],
+            ),
+            (6.4, 3.8),
+        )
+
+
+def _paint_counts(axes: Any, curves: Sequence[tuple[str, Float, int]]) -> None:
+    """Shares up to each number, as steps."""
+    most = max(int(values.max()) for _, values, _ in curves)
+    at = np.arange(most + 2)
+    for k, (name, values, asked) in enumerate(curves):
+        style = look(k)
+        shares = 100 * np.searchsorted(np.sort(values), at, side="right") / asked
+        axes.step(
+            at,
+            shares,
+            where="post",
+            label=f"{name} (median {np.median(values):g})",
+            color=style["color"],
+            linestyle=style["linestyle"],
+            linewidth=1.6,
+        )
+    axes.set_xlim(0, most + 1)
+    axes.set_ylim(0, 102)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    frame(axes, "neurons removed", "inputs changed [%]")
+    axes.legend(fontsize=8.5, frameon=True, framealpha=0.9, handlelength=3.2)
 
 
 def _closed_of(group: Group) -> str:
@@ -318,20 +377,20 @@ def _paint_steps(axes: Any, curves: Sequence[tuple[str, Float]], across: str, *,
 # ----------------------------------------------------------------------------------------------- masks
 
 
-def _masks(found: Sequence[Group], widths: Mapping[str, Sequence[int]]) -> Iterator[Figure]:
+def _masks(found: Sequence[Group], widths: Mapping[str, Mapping[int | str, int]]) -> Iterator[Figure]:
     """How often each neuron is in a worst mask: a figure a network and data set, a row a budget."""
     asked = [group for group in found if any(each.removed for each in group.cells)]
     for network, data in dict.fromkeys((group.network, group.data) for group in asked):
         mine = [g for g in asked if g.network == network and g.data == data][:_ROWS]
-        layers = list(widths[network])
+        layers = widths[network]
         rows = []
         for group in mine:
             removed, masks = critical(group)
-            shares = [np.zeros(width) for width in layers]
+            shares = {layer: np.zeros(width) for layer, width in layers.items()}
             for (layer, neuron), count in removed.items():
-                shares[layer - 1][neuron] = 100 * count / masks
-            rows.append((parameters_text(group.cells[0].cell), masks, shares))
-        shown = [k for k in range(len(layers)) if any(shares[k].any() for _, _, shares in rows)]
+                shares[layer][neuron] = 100 * count / masks
+            rows.append((parameters_text(group.cells[0].cell) or group.kind, masks, shares))
+        shown = [layer for layer in layers if any(shares[layer].any() for _, _, shares in rows)]
         counts = "; ".join(f"{name}: {counted(masks, 'mask')}" for name, masks, _ in rows)
         high = max(1.6, 0.55 + 0.28 * len(rows)) * len(shown) + 1.0
         yield Figure(
@@ -345,9 +404,9 @@ def _masks(found: Sequence[Group], widths: Mapping[str, Sequence[int]]) -> Itera
         )
 
 
-def critical(group: Group) -> tuple[Counter[tuple[int, int]], int]:
+def critical(group: Group) -> tuple[Counter[tuple[int | str, int]], int]:
     """How many worst masks hold each (layer, neuron), and the number of masks, over a group's cells."""
-    total: Counter[tuple[int, int]] = Counter()
+    total: Counter[tuple[int | str, int]] = Counter()
     masks = 0
     for each in group.cells:
         total.update(each.removed)
@@ -355,7 +414,9 @@ def critical(group: Group) -> tuple[Counter[tuple[int, int]], int]:
     return total, masks
 
 
-def _paint_masks(axes: Any, rows: Sequence[tuple[str, int, list[Float]]], layers: Sequence[int]) -> None:
+def _paint_masks(
+    axes: Any, rows: Sequence[tuple[str, int, Mapping[int | str, Float]]], layers: Sequence[int | str]
+) -> None:
     axes.set_axis_off()
     most = max(float(shares[k].max()) for _, _, shares in rows for k in layers)
     count = len(layers)
@@ -371,7 +432,8 @@ def _paint_masks(axes: Any, rows: Sequence[tuple[str, int, list[Float]]], layers
         inner.set_yticklabels([textwrap.shorten(name, 22, placeholder="…") for name, _, _ in rows])
         inner.xaxis.get_major_locator().set_params(integer=True)
         inner.tick_params(labelsize=8, colors=INK)
-        inner.set_xlabel(f"neuron of layer {k + 1}", fontsize=8.5, color=INK)
+        what = f"neuron of layer {k}" if isinstance(k, int) else f"channel of {k}"
+        inner.set_xlabel(what, fontsize=8.5, color=INK)
     bar = axes.inset_axes((0.93, 0.2, 0.02, 0.6))
     axes.figure.colorbar(picture, cax=bar)
     bar.set_ylabel("share of worst masks [%]", fontsize=8.5, color=INK)

@@ -168,7 +168,7 @@ def make_plan(spec: Spec) -> Plan:
         SpecError: something cannot be loaded, or does not fit; all of it is named.
     """
     complaints: list[Complaint] = []
-    networks = {each.name: _network(each, complaints) for each in spec.networks}
+    networks = {each.name: _network(each, _channels(spec, each.name), complaints) for each in spec.networks}
     datasets = {each.name: _dataset(each, complaints) for each in spec.data}
     sources: dict[tuple[str, str], Source] = {}
     cells: list[Cell] = []
@@ -196,9 +196,15 @@ def make_plan(spec: Spec) -> Plan:
     return Plan(spec, {k: v for k, v in networks.items() if v is not None}, sources, tuple(cells))
 
 
-def _network(spec: NetworkSpec, complaints: list[Complaint]) -> Network | None:
+def _channels(spec: Spec, network: str) -> bool:
+    """Whether a question about a network may be about channels of its convolutions."""
+    asked = [each for each in spec.questions if network in each.networks]
+    return any(each.kind.channels(variant.raw) for each in asked for variant in each.variants)
+
+
+def _network(spec: NetworkSpec, channels: bool, complaints: list[Complaint]) -> Network | None:
     try:
-        network = load_network(spec.path)
+        network = load_network(spec.path, channels=channels)
         if spec.mean is None and spec.std is None:
             return network
         return network.normalised(spec.mean or (0.0,), spec.std or (1.0,))
@@ -247,7 +253,7 @@ def _fitted(
         try:
             found.append((variant.raw, question.kind.fit(variant.raw, network)))
         except MilpverError as error:
-            complaints.append(Complaint(variant.line or question.line, _said(error)))
+            complaints.append(Complaint(variant.line_for(error) or question.line, _said(error)))
     return found
 
 

@@ -104,7 +104,9 @@ def write(folder: Path, store: Store, campaign: CampaignRow) -> Path:
     """
     _make(folder)
     networks = store.networks(campaign)
-    widths = {name: [layer["width"] for layer in each["layers"]] for name, each in networks.items()}
+    widths = {
+        name: {layer["number"]: layer["width"] for layer in each["layers"]} for name, each in networks.items()
+    }
     found = groups(list(answers(store, campaign)))
     sections = [_results(found)]
     drawn: list[tuple[Figure, str]] = []
@@ -245,6 +247,7 @@ _SECTIONS = {
     "accuracy": ("accuracy", "Verified accuracy"),
     "margins": ("margins", "Exact margins"),
     "distances": ("distances", "Distances to the decision boundary"),
+    "removals": ("removals", "Fewest removals that change the prediction"),
     "masks": ("masks", "Critical neurons"),
     "cactus": ("solvers", "Solvers"),
     "profile": ("solvers", "Solvers"),
@@ -266,7 +269,7 @@ def _drawn(drawn: Sequence[tuple[Figure, str]]) -> Iterator[_Section]:
 def _critical(found: Sequence[Group]) -> Iterator[_Section]:
     """The neurons that worst masks hold most often, in numbers."""
     rows: list[list[str]] = []
-    totals: dict[str, tuple[Counter[tuple[int, int]], int]] = {}
+    totals: dict[str, tuple[Counter[tuple[int | str, int]], int]] = {}
     for group in found:
         removed, masks = critical(group)
         if removed:
@@ -274,7 +277,7 @@ def _critical(found: Sequence[Group]) -> Iterator[_Section]:
             totals[group.network] = (before + removed, count + masks)
     for network, (removed, masks) in totals.items():
         # Equal counts in the order of the neurons, so that the same answers give the same page.
-        ranked = sorted(removed.items(), key=lambda each: (-each[1], each[0]))
+        ranked = sorted(removed.items(), key=lambda each: (-each[1], str(each[0][0]), each[0][1]))
         for (layer, neuron), count in ranked[:_NEURONS]:
             rows.append([network, str(layer), str(neuron), str(count), f"{100 * count / masks:.1f}"])
     if rows:
@@ -387,7 +390,7 @@ def _hardest(
         if _image(np.zeros(int(np.prod(shape or (1,)))), shape) is None:
             skipped.append(f"{network} on {data}: inputs of shape {tuple(shape)} are no images")
             continue
-        layers = [layer["width"] for layer in networks[network]["layers"]]
+        layers = [layer["width"] for layer in networks[network]["layers"] if isinstance(layer["number"], int)]
         pixels = store.inputs({each.input for each in hard})
         span = _span(list(pixels.values()))
         panels = [_panel(store, each, pixels[each.input], shape, layers, span) for each in hard]
@@ -470,10 +473,11 @@ def _panel(
         twin_title = f"taken for {distance['adversarial_label']}\nd_bnd {_bracket(distance)}"
     elif margin is not None and witness is not None:
         twin, twin_title = witness, f"worst input of the ball\nagainst {margin['target']}"
-    small = sum(layers) <= _DRAWABLE
     removed = None if margin is None or margin["removed"] is None else margin["removed"]
+    channels = any(isinstance(layer, str) for layer, _ in removed or ())
+    small = sum(layers) <= _DRAWABLE and not channels
     if removed and not small:
-        title += f"\n{counted(len(removed), 'neuron')} removed"
+        title += f"\n{counted(len(removed), 'channel' if channels else 'neuron')} removed"
     image = _image(x, shape)
     return Panel(
         title=f"label {hard.label}\nindex {hard.index}",

@@ -45,10 +45,12 @@ def word_of(status: str, verdict: str | None) -> str:
 
 
 def parameters_text(cell: Mapping[str, Any]) -> str:
-    """The parameters of a cell for people: ``budget 2,1, radius 0.01``."""
+    """The parameters of a cell for people: ``budget 2,1, radius 0.01``; usual ones are left out."""
     raw = cell["raw"]
     shown = [
-        f"{name} {value}" for name, value in raw.items() if name == "budget" or value not in (0.0, "linf")
+        name if value is True else f"{name} {value}"
+        for name, value in raw.items()
+        if name == "budget" or value not in (0.0, "linf", None)
     ]
     return ", ".join(shown)
 
@@ -159,7 +161,8 @@ class Answers:
         finished: bool [n].
         lower, upper, seconds: float64 [n].
         solvers: how many results each engine gave (``bounds``, ``bab``, ``highs``, ...).
-        removed: (layer, neuron) pairs -> number of worst masks that hold them; ``masks`` of them in all.
+        removed: (layer, neuron) pairs -> number of worst masks that hold them; ``masks`` of them in all. A
+            layer is a number, or ``conv1`` for channels of a convolution.
         masks: worst masks that are counted: those of closed brackets, and of proven vulnerable inputs.
     """
 
@@ -175,7 +178,7 @@ class Answers:
     upper: Float
     seconds: Float
     solvers: Mapping[str, int]
-    removed: Mapping[tuple[int, int], int]
+    removed: Mapping[tuple[int | str, int], int]
     masks: int
 
 
@@ -205,7 +208,7 @@ def _answers(cell: Mapping[str, Any], rows: Sequence[tuple[Any, ...]]) -> Answer
         *rows, strict=True
     )
     words = ["" if s is None else word_of(s, v) for s, v in zip(status, verdicts, strict=True)]
-    removed: Counter[tuple[int, int]] = Counter()
+    removed: Counter[tuple[int | str, int]] = Counter()
     counted = 0
     for word, state, mask in zip(words, status, masks, strict=True):
         if mask is not None and (word == Answer.VULNERABLE or state == Status.OPTIMAL):

@@ -66,9 +66,12 @@ index = "0:20"                  # which inputs: "5", "1,4,9", "0:100"; all of th
 # layout = "nhwc"               # where the data has its channels, if elsewhere: nchw or nhwc
 
 [[question]]                    # worst margins over all removals of neurons
-kind = "margin"                 # margin, decide (its sign only), or distance
+kind = "margin"                 # margin, decide (its sign only), distance, or pruning-distance
 budgets = ["1,0", "2,1", "4,2"] # neurons that may be removed, an entry a gateable layer: see `milpver info`
+                                # also "total:3", of all these layers together, and "conv1:2", channels
 # radii = [0.0, 0.01]           # L-inf balls around each input
+# keep = "1:3,7"                # neurons that have to stay: layer 1's 3 and 7
+# remove = "1:0"                # neurons that are removed in every mask; they count
 solvers = ["auto"]              # every combination of solvers, encodings and bounds answers
 # encodings = ["fused"]
 # bounds = ["alpha-crown"]
@@ -79,6 +82,13 @@ solvers = ["auto"]              # every combination of solvers, encodings and bo
 [[question]]                    # distances to the decision boundary
 kind = "distance"
 timeout = 5.0
+# norm = "linf"                 # linf, l1 or l2
+# method = "direct"             # direct, or bisect on the radius
+
+# [[question]]                  # the fewest neurons whose removal changes the prediction
+# kind = "pruning-distance"
+# layers = ["1", "2"]           # of these layers, each by itself; all of them unless said otherwise
+# total = false                 # true: of all of them together
 """
 
 #: The largest numbers that make sense; seeds are those that every solver takes.
@@ -453,6 +463,18 @@ class _Table:
         """A path, relative to the spec's folder."""
         text = self.text(key, None)
         return folder / text if text else None
+
+    def has(self, key: str) -> bool:
+        """See Fields."""
+        return key in self.values
+
+    def flag(self, key: str) -> bool:
+        """See Fields."""
+        value = self._get(key)
+        if not isinstance(value, bool | None):
+            self.complain(key, f"{key} = {value!r} is neither true nor false")
+            return False
+        return bool(value)
 
     def number(
         self, key: str, default: float, *, least: float | None = None, above: float | None = None

@@ -342,7 +342,12 @@ class Store:
             db.execute(f"DELETE FROM {table} WHERE campaign = ?", (number,))
         for name, network in plan.networks.items():
             layers = [
-                {"number": each.number, "name": each.name, "width": each.width} for each in network.layers
+                {
+                    "number": each.label if each.channels else each.number,
+                    "name": each.name,
+                    "width": each.width,
+                }
+                for each in network.gateable
             ]
             db.execute(
                 "INSERT INTO network VALUES (?, ?, ?, ?, ?, ?, ?, ?)",

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from milpver.cli.margin import removed_neurons
 from milpver.cli.question import Finding, Outcome, Query, Record, answer, read_query
 from milpver.cli.table import Column, seconds
-from milpver.fewest_removals import chosen_layers, pruning_distances
-from milpver.query import forced_pairs, parse_budget
+from milpver.fewest_removals import pruning_distances
+from milpver.query import chosen_layers, forced_pairs, parse_budget
 from milpver.verdict import Status, Verdict
 
 __all__ = ["FINDING", "ask_pruning_distances", "run"]

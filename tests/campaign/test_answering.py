@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,14 @@ import pytest
 
 import milpver
 from milpver.campaign import answering, questions
-from milpver.campaign.answering import Batch, Desk, parcel
-from milpver.campaign.plan import Plan
+from milpver.campaign.answering import Batch, Desk, failure, parcel
+from milpver.campaign.plan import Plan, make_plan
 from milpver.campaign.runner import run_plan
+from milpver.campaign.spec import read_spec
 from milpver.campaign.store import Store, unpack
 
 if TYPE_CHECKING:
+    from milpver.verdict import Verdict
     from tests.campaign.conftest import Field
 
 
@@ -51,6 +54,16 @@ def desk(plan: Plan) -> Desk:
     for network in plan.networks.values():
         found.take(parcel(network))
     return found
+
+
+@pytest.fixture
+def digits_conv(tmp_path: Path) -> tuple[Path, Path]:
+    """The shipped network with convolutions, and images that it gets as it has them."""
+    folder = Path(__file__).resolve().parents[2] / "onnx_models"
+    found = np.load(folder / "digits_test.npz")
+    path = tmp_path / "digits.npz"
+    np.savez(path, x=found["x"][:4], y=found["y"][:4])
+    return folder / "digits_conv.onnx", path
 
 
 def test_answers_are_those_of_the_questions(field: Field) -> None:
@@ -89,6 +102,100 @@ def test_answers_are_those_of_the_questions(field: Field) -> None:
                 assert worst == pytest.approx(record["witness_margin_float64"], abs=1e-9)
             else:
                 assert cell.parameters.get("radius") == 0.0 or expected.witness is None
+
+
+def test_forced_neurons_totals_and_fewest_removals(field: Field) -> None:
+    """They mean what they mean in Python, and stand in the records."""
+    forced = 'keep = "1:3"\nremove = "2:0"\n'
+    plan = field.plan(
+        f'[[question]]\nkind = "margin"\nbudgets = ["2,1", "total:3"]\nsolvers = ["bab"]\n{forced}'
+        '[[question]]\nkind = "pruning-distance"\n'
+        f'[[question]]\nkind = "pruning-distance"\nlayers = [1, 2]\ntotal = true\n{forced}'
+        '[[question]]\nkind = "distance"\nnorm = "l1"\n'
+    )
+    network, at = plan.networks["net"], desk(plan)
+    both: dict[str, Any] = {"keep": "1:3", "remove": "2:0"}
+    expected: list[Callable[..., Verdict]] = [
+        partial(milpver.worst_margin, budget="2,1", solver="bab", **both),
+        partial(milpver.worst_margin, budget="total:3", solver="bab", **both),
+        milpver.pruning_distance,
+        partial(milpver.pruning_distance, layers=[1, 2], total=True, **both),
+        partial(milpver.boundary_distance, norm="l1"),
+    ]
+    for number, ask in enumerate(expected):
+        asked = batch(plan, number, 3)
+        for result, x, label in zip(at.answer(asked, lambda: False), asked.inputs, asked.labels, strict=True):
+            record = json.loads(result.record)
+            found = ask(network, x, label, domain=(0.0, 1.0))
+            if number == 2:
+                # A misclassified input has no distance; there are others.
+                assert record["requested_layers"] == [1, 2]
+            assert (record["status"], record["norm"]) == (found.status, found.norm)
+            assert record["removed"] == (None if found.removed is None else [list(p) for p in found.removed])
+            for side in ("lower", "upper"):
+                assert record[side] == pytest.approx(getattr(found, side), abs=1e-6)
+            assert record["keep"] == ([[1, 3]] if number in (0, 1, 3) else [])
+            assert record["remove"] == ([[2, 0]] if number in (0, 1, 3) else [])
+            if record["status"] in ("optimal", "decided") and record["keep"] and record["removed"]:
+                assert [2, 0] in record["removed"]
+                assert [1, 3] not in record["removed"]
+    assert [cell.parameters.get("budget") for cell in plan.cells[:2]] == [[2, 1], "total:3"]
+    failed = json.loads(failure(batch(plan, 3, 1), 0, "why").record)
+    assert (failed["question"], failed["verdict"], failed["keep"]) == ("pruning-distance", None, [[1, 3]])
+
+
+def test_channels_of_convolutions(digits_conv: tuple[Path, Path]) -> None:
+    """A network is loaded with them where a question names them; the normalisation goes in front of both."""
+    model, data = digits_conv
+    path = data.parent / "c.toml"
+    path.write_text(
+        f'[campaign]\n[[network]]\npath = "{model}"\nmean = [0.1]\nstd = [0.5]\n[data]\npath = "{data}"\n'
+        'index = "0:2"\n[[question]]\nkind = "decide"\nbudgets = ["conv1:1", "conv2:1"]\n'
+        'keep = "conv1:0"\n',
+        encoding="utf-8",
+    )
+    plan = make_plan(read_spec(path))
+    (network,) = plan.networks.values()
+    assert [layer.label for layer in network.conv_layers] == ["conv1", "conv2"]
+    at = desk(plan)
+    for number in range(2):
+        asked = batch(plan, number, 2)
+        for result, x, label in zip(at.answer(asked, lambda: False), asked.inputs, asked.labels, strict=True):
+            record = json.loads(result.record)
+            found = milpver.worst_margin(
+                network, x, label, budget=f"conv{number + 1}:1", keep="conv1:0", decide=True
+            )
+            assert (record["status"], record["verdict"]) == (found.status, found.verdict)
+            assert record["keep"] == [["conv1", 0]]
+
+
+def test_records_are_those_of_verdicts(field: Field) -> None:
+    """They are written in a faster way, which must not differ: infinities, arrays and brackets included."""
+    plan = field.plan()
+    asked = batch(plan, 0, 1)
+    (verdict,) = questions.KINDS["margin"].ask(
+        questions.Asked(
+            network=plan.networks["net"],
+            inputs=asked.inputs,
+            labels=asked.labels,
+            indices=asked.indices,
+            parameters=asked.parameters,
+            domain=(np.zeros(6), np.ones(6)),
+            options=asked.options,
+            should_stop=lambda: False,
+        )
+    )
+    for each in (
+        verdict,
+        replace(verdict, lower=-np.inf, witness_margin_float32=np.nan),
+        replace(verdict, nodes=np.int64(3), removed=((np.int64(1), np.int64(2)),), adversarial=(1.0,)),  # type: ignore[arg-type]
+    ):
+        found = answering._result(asked, 0, each, "here")
+        expected = {name: value for name, value in each.record().items() if name != "adversarial"}
+        assert json.loads(found.record) == expected | dict(asked.extra)
+        columns = ("status", "verdict", "lower", "nodes", "message")
+        assert {name: found.columns[name] for name in columns} == {name: expected[name] for name in columns}
+        assert {type(value) for value in found.columns.values()} <= {str, int, float, type(None)}
 
 
 def test_a_failing_query_does_not_take_the_others_along(

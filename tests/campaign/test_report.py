@@ -216,7 +216,9 @@ def test_figures_are_files_too(page: tuple[Path, str]) -> None:
 
 
 def test_what_is_open_is_a_band_above_what_is_proven(told: tuple[Plan, Store]) -> None:
-    figure = next(f for f in figures(groups_of(told[1]), {"net": [8, 5]}) if f.name.startswith("accuracy"))
+    figure = next(
+        f for f in figures(groups_of(told[1]), {"net": {1: 8, 2: 5}}) if f.name.startswith("accuracy")
+    )
     (band,) = figure.paint.keywords["bands"]  # type: ignore[attr-defined]  # it is a partial
     np.testing.assert_allclose(band.proven, [50.0, 50.0])
     np.testing.assert_allclose(band.possible, [62.5, 62.5])

@@ -141,6 +141,55 @@ def test_all_mistakes_of_networks_and_data_are_named_at_once(field: Field) -> No
     assert "2 gateable layers" in found[15][0]
 
 
+def test_mistakes_of_forced_neurons_and_layers_have_their_lines(field: Field) -> None:
+    path = field.folder / "c.toml"
+    path.write_text(
+        "[campaign]\n"
+        "[[network]]\n"
+        'path = "net.onnx"\n'
+        "[data]\n"
+        'path = "data.npz"\n'
+        "[[question]]\n"
+        'kind = "margin"\n'
+        'budgets = ["1,1", "total:99"]\n'
+        'keep = "1:8"\n'
+        "[[question]]\n"
+        'kind = "decide"\n'
+        'budgets = ["1,1"]\n'
+        'remove = "1:0,1"\n'
+        "[[question]]\n"
+        'kind = "pruning-distance"\n'
+        'layers = ["1", "fc9"]\n'
+        "[[question]]\n"
+        'kind = "pruning-distance"\n'
+        'name = "third"\n'
+        'remove = "conv1:0"\n'
+        "[[question]]\n"
+        'kind = "distance"\n'
+        'norm = "l2"\n'
+        'method = "direct"\n',
+        encoding="utf-8",
+    )
+    found = complaints(path)
+    assert sorted(found) == [8, 9, 13, 16, 20]
+    assert "99 of its 13 neurons" in found[8][0]
+    assert "--keep names '8' in layer 1" in found[9][0]
+    assert "--remove takes 2 from layer 1" in found[13][0]
+    assert "'fc9'" in found[16][0]
+    assert "conv1" in found[20][0]
+    text = path.read_text(encoding="utf-8")
+    path.write_text(
+        text.replace('"direct"', '"bisect"')
+        .replace('name = "third"', "total = 1")
+        .replace("keep =", "kepe ="),
+        encoding="utf-8",
+    )
+    found = complaints(path)
+    assert sorted(found) == [9, 19, 24]
+    assert "did you mean keep" in found[9][0]
+    assert "neither true nor false" in found[19][0]
+
+
 @pytest.mark.parametrize(
     ("text", "line", "words"),
     [
