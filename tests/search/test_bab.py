@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping
 from fractions import Fraction
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -83,7 +84,7 @@ class Task:
     @property
     def engines(self) -> list[str]:
         """The searches that take this query."""
-        return ["bab"] if chain_of(self.graph, self.budget) is None else ["bab", "chain", "settled chain"]
+        return ["bab"] if chain_of(self.graph, self.budget) is None else ["bab", "chain", "settled chain", "folded chain"]
 
     def search(
         self,
@@ -104,9 +105,13 @@ class Task:
         layers = chain_of(self.graph, self.budget)
         assert layers is not None
         low, high = prefix_values(tensors, self.budget, layers.start, self.x[None])
-        search = Chains(layers, self.graph, self.budget).search((low[0], high[0]), self.rows)
+        chains = Chains(layers, self.graph, self.budget)
+        search = chains.search((low[0], high[0]), self.rows)
         if engine == "settled chain":  # as batches begin them
             search.settle(gap, decide, 4)
+        if engine == "folded chain":  # as wide layers are searched
+            with mock.patch.multiple("milpver.search.chain", _BRIEF_ENTRIES=-1, _WORTH_FOLDING=1.0):
+                return search.run(limits, self.offer)
         return search.run(limits, self.offer)
 
     def assert_bracket(self, result: SearchResult) -> None:
@@ -419,8 +424,8 @@ def test_the_chains_bounds_hold_in_exact_arithmetic(seed: int, hidden: list[int]
         for r, row in enumerate(task.rows):
             value = sum((Fraction(float(c)) * y for c, y in zip(row, outputs, strict=True)), Fraction(0))
             least[r] = min(least[r], value)
-    for gap in (0.0, GAP, 1.0):
-        result = task.search(engine="chain", gap=gap)
+    for gap, engine in itertools.product((0.0, GAP, 1.0), ("chain", "folded chain")):
+        result = task.search(engine=engine, gap=gap)
         for bounds in (result.root, result.lower):
             assert all(Fraction(float(b)) <= exact for b, exact in zip(bounds, least, strict=True))
         assert result.lower.min() >= float(min(least)) - gap - CLOSE
@@ -448,6 +453,6 @@ def test_channels_in_front_of_a_chain_equal_enumeration(seed: int) -> None:
     nodes[3] = Gate(2, np.arange(8) // 2, 4, "channels")
     graph = Graph(tuple(nodes))
     task = Task(graph, layered(graph, [2, 1]), np.random.default_rng(seed).normal(size=3), margins(3, 0))
-    assert task.engines == ["bab", "chain", "settled chain"]
+    assert task.engines == ["bab", "chain", "settled chain", "folded chain"]
     task.assert_solved()
     task.assert_decided()
