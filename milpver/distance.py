@@ -56,7 +56,7 @@ _HALVINGS = 5
 #: shares of the incumbent's, by the failures so far, and what share is worth another try.
 _ATTACK_SHARE = 0.1
 _DESCENDED = 3
-_SHARES = (0.8, 0.9, 0.95, 0.975, 1.0)
+_SHARES = (0.8, 0.9, 0.95, 0.975)
 _WORTH = 0.005
 #: A native search starts anew where the incumbent's radius has fallen to this share of its ball's.
 _SHRUNK = 0.9
@@ -314,47 +314,71 @@ class _Search:
         )
         for k in np.flatnonzero(np.isfinite(found)):
             self.offer_near(points[k], int(k))
-        if self.large and self.norm == "linf" and math.isfinite(self.best):
-            self.descend()
+        if self.large:
+            if not math.isfinite(self.best):
+                self.seek()
+            if self.norm == "linf" and math.isfinite(self.best):
+                self.descend()
 
     @property
     def large(self) -> bool:
         """Whether bounds of one ball cost so much that a better attack pays."""
         return 2 * sum(node.size for node in self.graph.nodes) > _RADII_WORK
 
-    def descend(self) -> None:
-        """Attack balls smaller than the incumbent's (projected gradient descent), while that succeeds.
-
-        What comes closest to the boundary is walked on from; after a failure the next ball is larger.
-        """
-        oracle = TensorOracle(self.query.context.tensors)
-        share, failures = _SHARES[0], 0
-        while failures < len(_SHARES) - 1 and self.best > self.options.gap:
-            if self.clock.seconds > _ATTACK_SHARE * self.options.timeout or self.query.context.interrupted():
+    def seek(self) -> None:
+        """Attack balls that grow from a small one, until something is found."""
+        every = np.arange(len(self.targets))
+        scale = max(1.0, float(np.abs(self.x0).max(initial=0.0)))
+        last = float(np.maximum(self.x0 - self.space.lower, self.space.upper - self.x0).max(initial=0.0))
+        radius = scale / 64
+        while not (math.isfinite(self.best) or self.attacked_enough()):
+            self.attack_ball(min(radius, last), every, 0)
+            if radius >= last or radius > _WIDEST:
                 return
+            radius *= 2
+
+    def descend(self) -> None:
+        """Attack balls smaller than the incumbent's, while that succeeds; after a failure a larger one."""
+        failures = 0
+        while failures < len(_SHARES) and self.best > self.options.gap and not self.attacked_enough():
             picked = np.flatnonzero(self.upper <= 1.5 * self.best)
             picked = picked[np.argsort(self.upper[picked], kind="stable")][:_DESCENDED]
-            box = ball(self.x0, share * self.best, self.query.domain)
             before = self.best
-
-            def offer(points: Float, _: object, picked: Int = picked, before: float = before) -> bool:
-                for x in points:
-                    margins = self.rows[picked] @ self.graph.evaluate(x[None])[0]
-                    self.walk(x, int(picked[margins.argmin()]))
-                return self.best < before
-
-            goal = Goal.of(
-                box.inner_lower, box.inner_upper, [(row[None], np.zeros(1)) for row in self.rows[picked]]
-            )
-            starts = None if self.witness is None else self.witness.x[None]
-            _, points = attack(
-                oracle, goal, offer, restarts=4, steps=25, seed=self.options.seed + failures, starts=starts
-            )
-            for k, x in zip(picked, points, strict=True):
-                self.walk(x, int(k))
+            self.attack_ball(_SHARES[failures] * before, picked, failures)
             if self.best > (1 - _WORTH) * before:
                 failures += 1
-                share = _SHARES[failures]
+
+    def attacked_enough(self) -> bool:
+        late = self.clock.seconds > _ATTACK_SHARE * self.options.timeout
+        return late or self.query.context.interrupted()
+
+    def attack_ball(self, radius: float, picked: Int, seed: int) -> None:
+        """Projected gradient descent in an L-inf ball for some targets, int64 [picked].
+
+        What comes closest to the boundary is walked on from.
+        """
+        box = ball(self.x0, radius, self.query.domain)
+        before = self.best
+
+        def offer(points: Float, _: object) -> bool:
+            for x in points:
+                margins = self.rows[picked] @ self.graph.evaluate(x[None])[0]
+                self.walk(x, int(picked[margins.argmin()]))
+            return self.best < before
+
+        rows = [(row[None], np.zeros(1)) for row in self.rows[picked]]
+        starts = None if self.witness is None else self.witness.x[None]
+        _, points = attack(
+            TensorOracle(self.query.context.tensors),
+            Goal.of(box.inner_lower, box.inner_upper, rows),
+            offer,
+            restarts=4,
+            steps=25,
+            seed=self.options.seed + seed,
+            starts=starts,
+        )
+        for k, x in zip(picked, points, strict=True):
+            self.walk(x, int(k))
 
     def bounds_in(self, radii: Sequence[float], *, quick: bool = False) -> Bounds:
         """Bounds in balls around x0, one a radius; without ascent where they are to be quick."""

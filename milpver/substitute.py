@@ -34,6 +34,7 @@ from milpver.encoder import encode
 from milpver.errors import ModelError, QueryError
 from milpver.graph import Affine, Graph, Input, Node, Relu
 from milpver.linear import Dense, Float, diagonal, selection
+from milpver.nearest import nearest
 from milpver.network import Network
 from milpver.query import Box, Budget, Domain, ball
 from milpver.solver import Limits, Solver, Stop
@@ -508,14 +509,7 @@ def _crossing(
     encoded = encode(graph, box, Budget(), found, registry.load("encodings", "fused"))
     if encoded.input is None:
         return 0.0, math.inf
-    builder = encoded.builder
-    eps = builder.add_columns("eps", np.zeros(1), np.array([radius]))
-    every = np.repeat(eps, len(x))
-    builder.add_rows([(encoded.input, 1.0), (every, -1.0)], -np.inf, x)
-    builder.add_rows([(encoded.input, 1.0), (every, 1.0)], x, np.inf)
-    columns, coefficients, constant = encoded.row(rows[0, 0])
-    builder.add_matrix_rows([(columns, coefficients.reshape(1, -1))], -np.inf, -constant, 1)
-    program = builder.build().with_objective(eps, np.ones(1), 0.0)
+    program = nearest(encoded, "linf", x, radius, 0.0, rows[0, 0]).program
     solution = solver.solve(program, Limits(seconds=seconds, gap=gap / 2))
     if solution.stop is Stop.INFEASIBLE:
         return radius, math.inf

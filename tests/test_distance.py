@@ -197,6 +197,38 @@ def test_norms_of_one_step_bound_each_other(tmp_path: Path, seed: int, targeted:
     assert "l2" not in found or found["l2"][0] <= 2 * found["linf"][1] + CLOSE
 
 
+@pytest.mark.parametrize("norm", ["linf", "l1"])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_what_large_networks_are_attacked_and_certified_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, norm: str
+) -> None:
+    monkeypatch.setattr("milpver.distance._RADII_WORK", 1)
+    weights, biases = random_layers([3, 5, 3], seed, scale=1.5)
+    network = network_of(tmp_path / "n.onnx", weights, biases)
+    x = np.random.default_rng(seed).uniform(-1, 1, size=3).astype(np.float32).astype(float)
+    label = predicted(network, x)
+    truth = {
+        j: pattern_distance(
+            weights, biases, x, np.eye(3)[label] - np.eye(3)[j], np.full(3, -1.0), np.ones(3), norm
+        )
+        for j in range(3)
+        if j != label
+    }
+    assert_exact(network, x, ask(network, x, label, norm=norm, domain=(-1.0, 1.0)), truth)
+
+
+def test_an_attack_leaves_a_plateau(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The margin is 1 - 30 relu(x1 + x2 - 1): its slope at 0 is 0, where the first attack gets nowhere."""
+    monkeypatch.setattr("milpver.distance._RADII_WORK", 1)
+    monkeypatch.setattr("milpver.distance.closest_adversarials", lambda *_, **__: (np.array([np.inf]), None))
+    weights = [np.ones((1, 2)), np.array([[0.0], [30.0]])]
+    network = network_of(tmp_path / "n.onnx", weights, [np.array([-1.0]), np.array([1.0, 0.0])])
+    for solver in ("auto", "bab"):
+        verdict = ask(network, [0.0, 0.0], 0, domain=(0.0, 1.0), solver=solver)
+        assert verdict.upper == pytest.approx((1 + 1 / 30) / 2, abs=CLOSE)
+        assert verdict.solver in ("bab", "bounds"), "it was found without a backend"
+
+
 def test_a_corner_of_a_linear_network(tmp_path: Path) -> None:
     """The margin is 1.2 - x1 - 2 x2 over [0, 0.5]^2 at 0: known steps in every norm."""
     network = network_of(

@@ -272,8 +272,8 @@ def test_squares_or_a_word_on_who_takes_them(solver: Solver, seed: int, integer:
     assert program.value(solution.x) == pytest.approx(solution.upper, abs=1e-6)
     assert solution.lower <= solution.upper <= solution.lower + 1e-6
     least = np.inf
-    for fixed in itertools.product((0.0, 1.0), repeat=3) if integer else [None]:
-        free = fixed is None
+    for fixed in itertools.product((0.0, 1.0), repeat=3) if integer else [()]:
+        free = not fixed
         found = minimize(
             lambda v: float(0.8 * (v[:4] @ v[:4]) + 0.2 * v[4:].sum() + 0.5),
             np.concatenate([np.zeros(4), np.full(3, 0.5) if free else fixed]),
