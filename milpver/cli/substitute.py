@@ -40,8 +40,10 @@ COLUMNS = (
     Column("open"),
     Column("no boundary"),
     Column("s pruning"),
-    Column("s with"),
-    Column("s without"),
+    Column("cpu s with"),
+    Column("cpu s without"),
+    Column("nodes with"),
+    Column("nodes without"),
     Column("delta/d_bnd"),
     Column("certified/d_bnd"),
 )
@@ -160,7 +162,7 @@ def _distance(
     query: Query, network: Any, x: NDArray[np.float32], label: int, index: int, stop: Callable[[], bool]
 ) -> dict[str, Any]:
     """A distance with what the comparison needs of it."""
-    began = time.perf_counter()
+    began, used = time.perf_counter(), time.process_time()
     (verdict,) = distances(
         network,
         x[None],
@@ -177,6 +179,7 @@ def _distance(
         "closed": _closed(verdict),
         "nodes": verdict.nodes,
         "seconds": time.perf_counter() - began,
+        "processor_seconds": time.process_time() - used,
         "message": verdict.message,
     }
 
@@ -240,8 +243,10 @@ def summary(records: Sequence[Record], kinds: Sequence[str], ratios: Sequence[fl
                 str(len(pairs) - len(both) - gone),
                 str(gone),
                 _spread([entry["pruning_seconds"] for _, entry in pairs], 2),
-                _spread([entry["seconds"] for _, entry in both], 2),
-                _spread([record["seconds"] for record, _ in both], 2),
+                _spread([_processor(entry) for _, entry in both], 2),
+                _spread([_processor(record) for record, _ in both], 2),
+                _spread([entry["nodes"] for _, entry in both], 0),
+                _spread([record["nodes"] for record, _ in both], 0),
                 _spread([delta for delta, _ in shares], 3),
                 _spread([certified for _, certified in shares], 3),
             ]
@@ -253,3 +258,8 @@ def _spread(values: Sequence[float], decimals: int) -> str:
         return ""
     mean = rounded(fmean(values), decimals)
     return mean if len(values) < 2 else f"{mean} ± {rounded(stdev(values), decimals)}"
+
+
+def _processor(record: Mapping[str, Any]) -> float:
+    """Processor time; records of earlier versions have wall-clock time alone."""
+    return float(record.get("processor_seconds", record["seconds"]))
