@@ -21,7 +21,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from milpver.campaign.frames import receive, send
+from milpver.campaign.frames import own_streams, receive, send
 from milpver.campaign.nursery import serve
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def main(memory: int, networks: Mapping[str, Network] = MappingProxyType({})) ->
         networks: that are here already, by id.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    incoming, outgoing = _own_streams()
+    incoming, outgoing = own_streams()
     messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
     stop = threading.Event()
     threading.Thread(target=_listen, args=(incoming, messages, stop), daemon=True).start()
@@ -144,15 +144,6 @@ GATHER = 0.05
 #: Read by libraries for linear algebra when they are loaded: they take all cores otherwise, and workers side
 #: by side would mostly wait for each other.
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-
-
-def _own_streams() -> tuple[BinaryIO, BinaryIO]:
-    """The pipes, kept from solvers that print or read: their stdout is stderr, their stdin is empty."""
-    incoming, outgoing = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    nowhere = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nowhere, 0)
-    os.dup2(2, 1)
-    return incoming, outgoing
 
 
 def _listen(incoming: BinaryIO, messages: queue.SimpleQueue[Any], stop: threading.Event) -> None:

@@ -1,15 +1,17 @@
-"""Messages between a campaign and its workers: pickled objects over a pipe, each with its length before it.
+"""Messages between a process and its workers: pickled objects over a pipe, each with its length before it.
 
 Both ends are the same program on the same machine, parent and child; nothing else reads or writes the pipe.
 """
 
 from __future__ import annotations
 
+import os
 import pickle
+import signal
 import struct
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
-__all__ = ["receive", "send"]
+__all__ = ["ended_how", "own_streams", "receive", "send"]
 
 _LENGTH = struct.Struct(">Q")
 
@@ -44,3 +46,22 @@ def _exactly(stream: IO[bytes], size: int) -> bytes | None:
         parts.append(part)
         size -= len(part)
     return b"".join(parts)
+
+
+def own_streams() -> tuple[BinaryIO, BinaryIO]:
+    """A worker's pipes, kept from solvers: what these print goes to stderr, what they read is empty."""
+    incoming, outgoing = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nowhere = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nowhere, 0)
+    os.dup2(2, 1)
+    return incoming, outgoing
+
+
+def ended_how(code: int) -> str:
+    """What a process's return code says: ``exit code 3``, ``SIGSEGV``."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"

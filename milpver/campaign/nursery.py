@@ -101,10 +101,12 @@ class Nursery:
 
     Attributes:
         lost: whether it is gone.
+        loaded: whether it has said that it has loaded everything.
     """
 
     def __init__(self, pid: int, line: socket.socket, process: subprocess.Popen[bytes] | None = None) -> None:
         self.lost = False
+        self.loaded = False
         self._pid = pid
         self._line = line
         self._process = process
@@ -198,6 +200,9 @@ class Nursery:
             self._line.settimeout(1e-3)
 
     def _hear(self, word: Mapping[str, int]) -> None:
+        if "loaded" in word:
+            self.loaded = True
+            return
         child = self._children[word["worker"]]
         if "pid" in word:
             child.born(word["pid"])
@@ -262,6 +267,7 @@ def serve(line: socket.socket, load: Callable[[], None], main: Callable[[], None
     load()
     gc.collect()
     gc.freeze()  # so that no collection writes to pages that workers share
+    line.send(json.dumps({"loaded": 1}).encode("ascii"))
     with selectors.DefaultSelector() as watched:
         watched.register(line, selectors.EVENT_READ)
         while True:

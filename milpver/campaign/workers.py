@@ -21,7 +21,7 @@ from typing import IO, Any, Protocol
 
 from milpver.campaign import _worker
 from milpver.campaign.answering import Batch, Parcel
-from milpver.campaign.frames import receive, send
+from milpver.campaign.frames import ended_how, receive, send
 from milpver.campaign.nursery import Child, Nursery, can_fork_here, is_possible
 from milpver.campaign.store import Result
 from milpver.errors import QueryError
@@ -31,8 +31,9 @@ __all__ = ["Answered", "Died", "Ended", "LocalPool", "Pool"]
 
 #: A worker hangs that says nothing for so many time limits of each query left to it, and so many seconds.
 _HANGS_AFTER, _AND = 3.0, 60.0
-#: Seconds more until it has said that it is ready: on a machine with other work, loading takes its time.
-_TO_BEGIN = 300.0
+#: Seconds more until it has said that it is ready: on a machine with other work, loading takes its time. And
+#: those until a nursery is: the first one after an installation compiles the searches.
+_TO_BEGIN, _TO_LOAD = 300.0, 3600.0
 #: Workers in a row that may die before they say anything: by themselves, and by what may be a kill.
 _FALSE_STARTS, _KILLED_STARTS = 3, 10
 
@@ -291,11 +292,8 @@ class LocalPool:
         if code is None:
             return "the worker closed its pipe", False
         if code >= 0:
-            return f"the worker ended with exit code {code}" + (f": {said}" if said else ""), False
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = f"signal {-code}"
+            return f"the worker ended with {ended_how(code)}" + (f": {said}" if said else ""), False
+        name = ended_how(code)
         outside = -code in {
             getattr(signal, each, None) for each in ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT")
         }
@@ -308,9 +306,18 @@ class LocalPool:
             if worker.batch is not None:
                 limit = _HANGS_AFTER * worker.batch.options.timeout * max(1, worker.left) + _AND
                 limit += 0.0 if worker.ready else _TO_BEGIN
+                if not worker.ready and isinstance(worker.process, Child) and not self._has_loaded():
+                    limit += _TO_LOAD
                 if now - worker.heard > limit:
                     worker.hung = True
                     worker.process.kill()
+
+    def _has_loaded(self) -> bool:
+        """Whether the nursery, if any, is ready."""
+        if self._nursery is None:
+            return True
+        self._nursery.listen(0.0)
+        return self._nursery.loaded or self._nursery.lost
 
     def stop(self) -> None:
         """See Pool."""

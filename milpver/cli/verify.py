@@ -1,4 +1,4 @@
-"""``milpver verify``: does a property hold; one instance, or a list of them.
+"""``milpver verify``: does a property hold; one instance here, a list of them in ``cli.instances``.
 
 The first line of stdout is the answer in one word, whatever happens; a counterexample follows in the
 competition's format. Errors go to stderr in one line and leave ``error`` in the result's place.
@@ -7,21 +7,19 @@ competition's format. Errors go to stderr in one line and leave ``error`` in the
 from __future__ import annotations
 
 import ast
-import csv
 import os
 import sys
 import threading
 import time
 from argparse import Namespace
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from milpver.cli.interrupts import Interrupts
 from milpver.cli.values import memory_size, number, whole
-from milpver.errors import MilpverError, QueryError, RecordError
+from milpver.errors import QueryError, RecordError
 from milpver.property_file import load_property
 from milpver.query import Options, names_layers, parse_budget
 
@@ -29,13 +27,10 @@ if TYPE_CHECKING:
     from milpver.counterexample import PropertyAnswer
     from milpver.property import Property
 
-__all__ = ["counterexample", "run"]
+__all__ = ["GRACE", "Files", "Masks", "answered", "counterexample", "masks_of", "named", "run"]
 
 #: Seconds after the time limit at which a run that does not come back is given up.
-_GRACE = 2.0
-
-#: Columns of a batch's results.
-COLUMNS = ("onnx", "vnnlib", "timeout", "result", "seconds", "message")
+GRACE = 2.0
 
 _INTERRUPTED, _DONE = 130, 0
 
@@ -53,12 +48,14 @@ def run(arguments: Namespace) -> int:
         device=arguments.device,
     )
     if arguments.instances is not None or arguments.results is not None:
-        return _batch(arguments, options)
+        from milpver.cli.instances import run_batch  # noqa: PLC0415  built on what is here
+
+        return run_batch(arguments, options)
     result = None if arguments.result is None else Path(arguments.result)
     watch: threading.Timer | None = None
     try:
         files = _files(arguments)
-        watch = threading.Timer(max(0.0, options.timeout - spent) + _GRACE, _give_up, (result,))
+        watch = threading.Timer(max(0.0, options.timeout - spent) + GRACE, _give_up, (result,))
         watch.daemon = True
         watch.start()
         with Interrupts() as interrupts:
@@ -79,7 +76,7 @@ Masks: TypeAlias = tuple[str | None, str | None, str | None]
 
 
 @dataclass(frozen=True, slots=True)
-class _Files:
+class Files:
     """What an instance is made of.
 
     Attributes:
@@ -94,7 +91,7 @@ class _Files:
     budget: Masks
 
 
-def _files(arguments: Namespace) -> _Files:
+def _files(arguments: Namespace) -> Files:
     """The network's file and the property's, from ``MODEL PROPERTY`` or ``QUERY --network NAME=MODEL``."""
     files, networks = arguments.files, arguments.network
     if not networks:
@@ -104,8 +101,8 @@ def _files(arguments: Namespace) -> _Files:
                 needed="a network and a property",
                 fix="milpver verify MODEL.onnx PROPERTY.vnnlib, or verify QUERY --network NAME=MODEL.onnx",
             )
-        name, model = _named(files[0])
-        return _Files(Path(model), Path(files[1]), name, _masks(arguments))
+        name, model = named(files[0])
+        return Files(Path(model), Path(files[1]), name, masks_of(arguments))
     if len(files) != 1 or len(networks) != 1:
         raise QueryError(
             f"{len(files)} files and {len(networks)} --network",
@@ -119,10 +116,10 @@ def _files(arguments: Namespace) -> _Files:
             needed="NAME=FILE",
             fix="give the network's name in the query, then its file",
         )
-    return _Files(Path(path), Path(files[0]), name, _masks(arguments))
+    return Files(Path(path), Path(files[0]), name, masks_of(arguments))
 
 
-def _named(text: str) -> tuple[str, str]:
+def named(text: str) -> tuple[str, str]:
     """A network's name and file, where a list of such pairs is written in place of a file (version 2.0)."""
     if not text.startswith("["):
         return "", text
@@ -135,13 +132,14 @@ def _named(text: str) -> tuple[str, str]:
     return str(name), str(path)
 
 
-def _masks(arguments: Namespace) -> Masks:
+def masks_of(arguments: Namespace) -> Masks:
+    """What the command line says about masks."""
     return arguments.budget, arguments.keep, arguments.remove
 
 
-def _instance(files: _Files, options: Options, spent: float, interrupts: Interrupts) -> str:
+def _instance(files: Files, options: Options, spent: float, interrupts: Interrupts) -> str:
     """Answer one instance; the text of its result."""
-    prop, answer, notes = _answered(files, options, spent, interrupts)
+    prop, answer, notes = answered(files, options, spent, lambda: interrupts.asked)
     for note in notes:
         _note(note)
     text = f"{answer.outcome}\n"
@@ -150,10 +148,23 @@ def _instance(files: _Files, options: Options, spent: float, interrupts: Interru
     return text
 
 
-def _answered(
-    files: _Files, options: Options, spent: float, interrupts: Interrupts
+def answered(
+    files: Files, options: Options, spent: float, should_stop: Callable[[], bool]
 ) -> tuple[Property, PropertyAnswer, list[str]]:
-    """Read an instance and answer it."""
+    """Read an instance and answer it.
+
+    Args:
+        files: what it is made of.
+        options: how to answer.
+        spent: seconds of the time limit that are gone already.
+        should_stop: asked now and then; True ends it.
+
+    Returns:
+        The property, its answer, and notes for the user.
+
+    Raises:
+        MilpverError: the files cannot be read, or make no sense together.
+    """
     began = time.perf_counter()
     prop = load_property(files.query)
     if files.name and prop.network and files.name != prop.network:
@@ -174,7 +185,7 @@ def _answered(
         prop,
         budget=masks,
         options=options,
-        should_stop=lambda: interrupts.asked,
+        should_stop=should_stop,
         spent=spent + time.perf_counter() - began,
     )
     notes = [answer.message] if answer.message else []
@@ -232,160 +243,3 @@ def _note(line: str) -> None:
     if sys.stderr is not None:
         sys.stderr.write(f"note: {line}\n")
         sys.stderr.flush()
-
-
-# ------------------------------------------------------------------------------------------- batches
-
-
-@dataclass(frozen=True, slots=True)
-class _Instance:
-    """A line of an instances file: texts as they stand there."""
-
-    onnx: str
-    vnnlib: str
-    timeout: str
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        """What says that two lines are the same instance."""
-        return self.onnx, self.vnnlib, self.timeout
-
-    def files(self, folder: Path, budget: Masks) -> _Files:
-        """Its files; version 2.0 lists pairs of a network's name and file."""
-        name, text = _named(self.onnx)
-        return _Files(folder / text, folder / self.vnnlib, name, budget)
-
-
-def _batch(arguments: Namespace, options: Options) -> int:
-    """Answer a list of instances; those that the results hold already are left out."""
-    if arguments.instances is None or arguments.results is None or arguments.files or arguments.network:
-        raise QueryError(
-            "--instances and --results, which go together and without other files",
-            needed="both",
-            fix="milpver verify --instances instances.csv --results results.csv",
-        )
-    source, results = Path(arguments.instances), Path(arguments.results)
-    instances = _instances(source)
-    done = _done(results)
-    known = {each.key for each in instances}
-    if strange := [key for key in done if key not in known]:
-        raise RecordError(
-            f"{results} holds the instance {strange[0][0]},{strange[0][1]}, which {source} does not have",
-            needed="results of these instances",
-            fix="name another file with --results",
-        )
-    counts = Counter(done[key] for key in done)
-    folder = None if arguments.counterexamples is None else Path(arguments.counterexamples)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-    with Interrupts() as interrupts, _opened(results) as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        if stream.tell() == 0:
-            writer.writerow(COLUMNS)
-        for place, each in enumerate(instances):
-            if each.key in done:
-                continue
-            outcome, seconds, message, text = _safely(each, source.parent, arguments, options, interrupts)
-            if interrupts.asked:
-                break
-            done[each.key] = outcome
-            counts[outcome] += 1
-            writer.writerow((*each.key, outcome, f"{seconds:.3f}", message))
-            stream.flush()
-            os.fsync(stream.fileno())
-            if folder is not None and text:
-                (folder / f"{place}.counterexample").write_text(text, encoding="ascii")
-            sys.stdout.write(f"{outcome} {seconds:.2f} {each.onnx} {each.vnnlib}\n")
-            sys.stdout.flush()
-    said = ", ".join(f"{counts[word]} {word}" for word in sorted(counts))
-    sys.stdout.write(f"{len(done)} of {len(instances)} instances: {said or 'none done'}\n")
-    return _INTERRUPTED if interrupts.asked else _DONE
-
-
-def _safely(
-    instance: _Instance, folder: Path, arguments: Namespace, options: Options, interrupts: Interrupts
-) -> tuple[str, float, str, str]:
-    """Answer one instance; whatever goes wrong is its own: outcome, seconds, message, counterexample."""
-    began = time.perf_counter()
-    try:
-        limit = number("timeout", instance.timeout, above=0.0, example="60")
-        prop, answer, notes = _answered(
-            instance.files(folder, _masks(arguments)), replace(options, timeout=limit), 0.0, interrupts
-        )
-    except MilpverError as error:
-        return "error", time.perf_counter() - began, str(error), ""
-    except (MemoryError, OSError, RuntimeError, ValueError, ArithmeticError, LookupError, TypeError) as error:
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        return "error", time.perf_counter() - began, said[:300], ""
-    text = "" if answer.x is None else counterexample(prop, answer)
-    return answer.outcome.value, time.perf_counter() - began, "; ".join(notes), text
-
-
-def _instances(path: Path) -> list[_Instance]:
-    """The lines onnx,vnnlib,timeout of an instances file; blank ones are left out.
-
-    Raises:
-        QueryError: it cannot be read, or a line has other columns.
-    """
-    needed, fix = "lines onnx,vnnlib,timeout", "correct the file"
-    try:
-        with path.open(encoding="utf-8", newline="") as stream:
-            rows = list(csv.reader(stream))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        said = error.strerror if isinstance(error, OSError) else str(error)
-        raise QueryError(f"--instances {path}: {said}", needed=needed, fix="check the path") from error
-    found = []
-    for place, row in enumerate(rows, start=1):
-        if not row or row == [""]:
-            continue
-        if len(row) != 3:
-            raise QueryError(f"{path}, line {place}: {len(row)} columns", needed=needed, fix=fix)
-        found.append(_Instance(*(text.strip() for text in row)))
-    if not found:
-        raise QueryError(f"{path} holds no instance", needed=needed, fix=fix)
-    keys = [each.key for each in found]
-    if len(set(keys)) < len(keys):
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise QueryError(f"{path} holds {','.join(twice)} twice", needed="each instance once", fix=fix)
-    return found
-
-
-def _done(path: Path) -> dict[tuple[str, str, str], str]:
-    """What a results file holds: instance to result; a last line that was cut short is taken out.
-
-    Raises:
-        RecordError: it cannot be read, or is none.
-    """
-    if not path.exists():
-        return {}
-    needed, fix = f"lines {','.join(COLUMNS)}", "name another file with --results"
-    try:
-        content = path.read_bytes()
-        whole_lines = content[: content.rfind(b"\n") + 1]
-        rows: Sequence[Sequence[str]] = list(csv.reader(whole_lines.decode("utf-8").splitlines()))
-        if len(whole_lines) < len(content):
-            with path.open("r+b") as stream:
-                stream.truncate(len(whole_lines))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        said = error.strerror if isinstance(error, OSError) else str(error)
-        raise RecordError(f"--results {path}: {said}", needed=needed, fix=fix) from error
-    if rows and tuple(rows[0]) != COLUMNS:
-        raise RecordError(f"{path} is no file of results", needed=needed, fix=fix)
-    found = {}
-    for place, row in enumerate(rows[1:], start=2):
-        if len(row) != len(COLUMNS):
-            raise RecordError(f"{path}, line {place} is damaged", needed=needed, fix="take that line out")
-        found[row[0], row[1], row[2]] = row[3]
-    return found
-
-
-def _opened(path: Path) -> TextIO:
-    """The results file, to be continued."""
-    try:
-        return path.open("a", encoding="utf-8", newline="")
-    except OSError as error:
-        raise RecordError(
-            f"--results {path}: {error.strerror or error}",
-            needed="a file that can be written",
-            fix="name another file",
-        ) from error

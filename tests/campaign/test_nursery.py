@@ -63,6 +63,8 @@ def test_workers_answer_and_end_well() -> None:
             child.stdin.write(b"word %d\n" % k)
             child.stdin.flush()
             assert child.stdout.readline() == b"WORD %d\n" % k
+        mother.listen(0.1)
+        assert mother.loaded
         for child in both:
             assert child.stdin is not None
             assert child.stdout is not None

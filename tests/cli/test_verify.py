@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,8 +16,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from milpver.cli import verify
-from milpver.cli.interrupts import Interrupts
+from milpver.cli import instances as batches
 
 HEAD = "(declare-const X_0 Real)(declare-const X_1 Real)(declare-const Y_0 Real)(declare-const Y_1 Real)\n"
 BOX = "(assert (and (>= X_0 -1) (<= X_0 1) (>= X_1 -1) (<= X_1 1)))\n"
@@ -134,7 +134,7 @@ def test_queries_in_version_2(cli: Any, model: Path, tmp_path: Path) -> None:
 def test_the_time_limit_ends_a_run_that_does_not_come_back(tmp_path: Path) -> None:
     code = (
         "import time; from pathlib import Path; from milpver.cli import verify, main\n"
-        "verify._answered = lambda *_: time.sleep(60)\nverify._GRACE = 0.1\n"
+        "verify.answered = lambda *_: time.sleep(60)\nverify.GRACE = 0.1\n"
         f"main(['verify', 'a', 'b', '--timeout', '0.5', '--result', {str(tmp_path / 'r')!r}])"
     )
     done = subprocess.run(
@@ -173,40 +173,75 @@ def test_one_bad_instance_does_not_end_a_batch(cli: Any, instances: Path, tmp_pa
     assert [path.name for path in folder.iterdir()] == ["2.counterexample"]
 
 
-def test_a_batch_goes_on_where_it_ended(
-    cli: Any, instances: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_batch_goes_on_where_it_ended(cli: Any, instances: Path, tmp_path: Path) -> None:
     results = tmp_path / "results.csv"
     assert cli("verify", "--instances", instances, "--results", results).code == 0
     whole = results.read_bytes()
     lines = whole.splitlines(keepends=True)
     results.write_bytes(b"".join(lines[:3]) + lines[3][:7])  # cut within a line
-    asked: list[str] = []
-    answered = verify._answered
-
-    def counted(files: Any, *rest: Any) -> Any:
-        asked.append(files.query.name)
-        return answered(files, *rest)
-
-    monkeypatch.setattr(verify, "_answered", counted)
-    assert cli("verify", "--instances", instances, "--results", results).code == 0
-    assert asked == ["fails.vnnlib", "missing.vnnlib"]
+    again = cli("verify", "--instances", instances, "--results", results)
+    assert again.code == 0
+    assert [re.sub(r" [0-9.]+ net.onnx ", " ", line) for line in again.out.splitlines()] == [
+        "sat fails.vnnlib",
+        "error missing.vnnlib",
+        "4 of 4 instances: 2 error, 1 sat, 1 unsat",
+    ]
     assert [row["result"] for row in rows(results)] == ["unsat", "error", "sat", "error"]
 
 
-def test_an_interrupt_keeps_what_is_done(
-    cli: Any, instances: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+STUB = (sys.executable, str(Path(__file__).with_name("stub_instances.py")))
+
+
+def test_an_instance_that_hangs_or_crashes_costs_no_other_one(
+    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    results = tmp_path / "results.csv"
-    answered = verify._answered
+    """The first is ended near its limit, whatever it is doing; the next ones go to a fresh process."""
+    monkeypatch.setattr(batches, "COMMAND", STUB)
+    monkeypatch.setattr(batches, "GRACE", 1.0)
+    listed, results = tmp_path / "i.csv", tmp_path / "r.csv"
+    listed.write_text(
+        "".join(f"net.onnx,{name}.vnnlib,1\n" for name in ("a", "hang", "b", "crash", "c", "d"))
+    )
+    assert cli("verify", "--instances", listed, "--results", results).code == 0
+    found = rows(results)
+    assert [row["result"] for row in found] == ["unsat", "timeout", "unsat", "error", "unsat", "unsat"]
+    assert 2.0 <= float(found[1]["seconds"]) < 10
+    assert "ended from outside" in found[1]["message"]
+    assert "crashed (SIGSEGV)" in found[3]["message"]
+    processes = [row["message"] for row in found if row["result"] == "unsat"]
+    assert processes[2] == processes[3], "one process answers as long as it can"
+    assert len(set(processes)) == 3
 
-    def interrupted(files: Any, options: Any, spent: float, interrupts: Interrupts) -> Any:
-        interrupts.asked = files.query.name == "fails.vnnlib"
-        return answered(files, options, spent, interrupts)
 
-    monkeypatch.setattr(verify, "_answered", interrupted)
-    assert cli("verify", "--instances", instances, "--results", results).code == 130
-    assert [row["result"] for row in rows(results)] == ["unsat", "error"]
+def test_a_process_that_cannot_begin_is_an_error_of_every_instance(
+    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "COMMAND", (sys.executable, "-c", "raise SystemExit(3)"))
+    listed, results = tmp_path / "i.csv", tmp_path / "r.csv"
+    listed.write_text("a.onnx,a.vnnlib,1\na.onnx,b.vnnlib,nothing\n")
+    assert cli("verify", "--instances", listed, "--results", results).code == 0
+    assert [row["result"] for row in rows(results)] == ["error", "error"]
+    assert "could not begin (exit code 3)" in rows(results)[0]["message"]
+    assert "nothing" in rows(results)[1]["message"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_an_interrupt_keeps_what_is_done(tmp_path: Path) -> None:
+    listed, results = tmp_path / "i.csv", tmp_path / "r.csv"
+    listed.write_text("".join(f"net.onnx,{name}.vnnlib,60\n" for name in ("a", "hang", "b")))
+    code = (
+        "import sys; from milpver.cli import instances, main\n"
+        f"instances.COMMAND = {STUB!r}\n"
+        f"sys.exit(main(['verify', '--instances', {str(listed)!r}, '--results', {str(results)!r}]))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("unsat ")
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert out == "1 of 3 instances: 1 unsat\n"
+    assert [row["result"] for row in rows(results)] == ["unsat"]
 
 
 @pytest.mark.parametrize(
