@@ -47,8 +47,8 @@ Float32 = NDArray[np.float32]
 
 #: Products in one run of a network up to which it is attacked in numpy first.
 _SMALL = 2_000_000
-#: Restarts for each alternative and steps of the first attack, and of the one in torch.
-_FIRST, _SECOND = (8, 30), (6, 30)
+#: Restarts for each alternative and steps of the first attack, and of the one in torch, over masks or not.
+_FIRST, _SECOND, _UNMASKED = (8, 30), (6, 30), (2, 15)
 #: The first attack on convolutions, which numpy is slow at.
 _BRIEF = (2, 10)
 #: Regions beyond which they are bounded in batches first, and how many at a time.
@@ -312,8 +312,10 @@ class _Question:
             return False
         alternatives = max(case.goal.alternatives for case in self._cases)
         passes = max(20, int(_MOST_PRODUCTS / (3 * alternatives * max(1, _products(self._graph)))))
-        steps = min(_SECOND[1], max(10, passes // 4))
-        restarts = min(_SECOND[0], max(1, passes // steps))
+        # Where nothing can be removed the search attacks on once bounds have settled what is easy.
+        most = _SECOND if gates else _UNMASKED
+        steps = min(most[1], max(10, passes // 4))
+        restarts = min(most[0], max(1, passes // steps))
         oracle = TensorOracle(self._tensors, gates)
         return self._attack(oracle, restarts, steps, seed=self.options.seed + 1)
 

@@ -151,9 +151,9 @@ class TensorOracle:
         if not self._output.requires_grad:
             slopes = [torch.zeros_like(leaf) for leaf in self._leaves]
         else:
-            found = torch.autograd.grad(
-                self._output, self._leaves, self._tensors.tensor(rows), allow_unused=True
-            )
+            # Of a sum: given rows, torch loads a computer algebra system, which takes a second.
+            total = (self._output * self._tensors.tensor(rows)).sum()
+            found = torch.autograd.grad(total, self._leaves, allow_unused=True)
             slopes = [
                 torch.zeros_like(leaf) if slope is None else slope
                 for leaf, slope in zip(self._leaves, found, strict=True)

@@ -79,17 +79,22 @@ def collapsed(
 
 
 def _worth_it(graph: Graph, sizes: dict[int, int]) -> bool:
-    """Whether the small network takes fewer products than the large one."""
+    """Whether convolutions go away, and the small network takes fewer products than the large one.
+
+    Without convolutions, nodes are worth bounds of their own pre-activations: that takes the layers as they
+    are, through which a row goes from one to the next.
+    """
     total, entries = graph.inputs, 0
     for size in sizes.values():
         entries += size * total
         total += size
     entries += graph.outputs * total
+    linears = [linear for node in graph.nodes if isinstance(node, Affine) for _, linear in node.terms]
+    if not any(isinstance(linear, Conv) for linear in linears):
+        return False
     products = sum(
         linear.outputs * linear.row_terms * (_CONVOLVED if isinstance(linear, Conv) else 1)
-        for node in graph.nodes
-        if isinstance(node, Affine)
-        for _, linear in node.terms
+        for linear in linears
     )
     return entries <= min(_LARGEST, products)
 

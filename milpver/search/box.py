@@ -39,7 +39,7 @@ __all__ = ["BoxSearch", "SearchLimits", "SearchResult", "root_steps", "torch_thr
 #: Inputs up to which boxes are halved.
 _FEW_INPUTS = 12
 #: Starts of the first attack for each alternative, and its gradient steps.
-_STARTS, _STEPS = 4, 20
+_STARTS, _STEPS = 2, 10
 #: The same for the attack on what bounds leave open.
 _MORE_STARTS, _MORE_STEPS = 20, 60
 #: Steps of ascent on intermediate bounds of the whole box, and what (steps x rows x values) they may take.
