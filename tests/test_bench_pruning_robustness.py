@@ -42,7 +42,7 @@ def test_a_small_run_and_its_continuation(
         "--images",
         "6",
     ]
-    words += ["--epochs", "8", "--limit", "5", "--figures", "--weights", "robust:0.2,0.05"]
+    words += ["--epochs", "8", "--limit", "5", "--figures", "--weights", "robust:0.2,0.05", "--costs"]
     monkeypatch.setattr(
         pruning_robustness, "FIGURES", (("1: last layer", "0-0-10", ("0-0-5", "0-0-10", "0-0-90")),)
     )
