@@ -143,7 +143,7 @@ def _draw_mask(axes: Any, panel: Panel) -> None:
                 axes.plot([x - 0.3, x + 0.3], [y + 0.3, y - 0.3], color="white", linewidth=1)
         top += math.ceil(width / _ACROSS) + 0.6
     axes.set_xlim(-1.2, _ACROSS)
-    axes.set_ylim(top, 0)
+    axes.set_ylim(max(top, 1.0), 0)
     axes.set_aspect("equal", anchor="C")
     axes.set_axis_off()
     _title(axes, panel.mask_title)

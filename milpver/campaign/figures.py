@@ -69,6 +69,18 @@ class Group:
         forced = [f"{name} {self.raw[name]}" for name in ("keep", "remove") if self.raw.get(name)]
         return ", ".join([str(self.raw["budget"]), *forced])
 
+    @property
+    def family(self) -> tuple[str, str]:
+        """Budgets that are counted alike, and can stand on one axis: a name for files, and one for people."""
+        budget = str(self.raw["budget"])
+        forced = self.budget.removeprefix(budget).removeprefix(", ")
+        name, title = "", "neurons that may be removed, a layer each"
+        if budget.startswith("total:"):
+            name, title = "total", "neurons that may be removed, all layers together"
+        elif any(letter.isalpha() for letter in budget):
+            name, title = "named", "neurons or channels that may be removed, by layer"
+        return "-".join(filter(None, (name, forced and slug(forced)))), title + f"; {forced}" * bool(forced)
+
     def count(self, *words: str) -> int:
         """How many inputs ended in one of some ways."""
         return int(np.isin(self.words, words).sum())
@@ -178,15 +190,16 @@ def _accuracies(found: Sequence[Group]) -> Iterator[Figure]:
         mine = [group for group in asked if group.data == data]
         radii = sorted({float(group.raw["radius"]) for group in mine})
         budgets = list(dict.fromkeys(group.budget for group in mine))
-        for radius in radii:
-            lines = [group for group in mine if float(group.raw["radius"]) == radius]
+        for radius, family in dict.fromkeys((float(group.raw["radius"]), group.family) for group in mine):
+            lines = [g for g in mine if (float(g.raw["radius"]), g.family) == (radius, family)]
             where = f", radius {radius:g}" * (radius > 0 or len(radii) > 1)
+            ticks = list(dict.fromkeys(str(group.raw["budget"]) for group in lines))
             yield _accuracy(
-                f"accuracy-{slug(data)}-{radius:g}",
+                f"accuracy-{slug(data)}-{radius:g}" + f"-{family[0]}" * bool(family[0]),
                 f"Verified accuracy against budget: {data}{where}",
                 lines,
-                [(group.budget, budgets) for group in lines],
-                "neurons that may be removed, a layer each",
+                [(str(group.raw["budget"]), ticks) for group in lines],
+                family[1],
             )
         if len(radii) > 1:
             for budget in budgets:
@@ -238,8 +251,8 @@ def _paint_accuracy(axes: Any, bands: Sequence[_Band], ticks: Sequence[str], acr
             axes.vlines(band.at[is_open], band.proven[is_open], band.possible[is_open], color=style["color"])
             axes.plot(band.at, band.possible, color=style["color"], linewidth=0.8, linestyle=":")
     axes.set_xticks(range(len(ticks)))
-    shown = [textwrap.shorten(tick, 16, placeholder="…") for tick in ticks]
-    axes.set_xticklabels(shown, rotation=30 if max(map(len, shown)) * len(shown) > 50 else 0)
+    room = max(6, 70 // len(ticks))
+    axes.set_xticklabels([tick if len(tick) <= room else f"{tick[: room - 1]}…" for tick in ticks])
     axes.set_xlim(-0.4, len(ticks) - 0.6)
     axes.set_ylim(-2, 102)
     frame(axes, across, "verified accuracy [%]")
@@ -389,7 +402,10 @@ def _masks(found: Sequence[Group], widths: Mapping[str, Mapping[int | str, int]]
             shares = {layer: np.zeros(width) for layer, width in layers.items()}
             for (layer, neuron), count in removed.items():
                 shares[layer][neuron] = 100 * count / masks
-            rows.append((parameters_text(group.cells[0].cell) or group.kind, masks, shares))
+            asked_for = parameters_text(group.cells[0].cell)
+            if not group.is_margin:
+                asked_for = ": ".join(filter(None, ("fewest", asked_for)))
+            rows.append((asked_for, masks, shares))
         shown = [layer for layer in layers if any(shares[layer].any() for _, _, shares in rows)]
         counts = "; ".join(f"{name}: {counted(masks, 'mask')}" for name, masks, _ in rows)
         high = max(1.6, 0.55 + 0.28 * len(rows)) * len(shown) + 1.0
@@ -397,8 +413,8 @@ def _masks(found: Sequence[Group], widths: Mapping[str, Mapping[int | str, int]]
             f"masks-{slug(network)}-{slug(data)}",
             f"Critical neurons: {network} on {data}",
             "How often each neuron is removed in the worst mask, in percent of the masks: those of closed "
-            "brackets, and those that are proven to change the prediction. A row a budget, a panel a layer. "
-            f"{counts}.",
+            "brackets, and those that are proven to change the prediction. A row a question, a panel a "
+            f"layer. {counts}.",
             partial(_paint_masks, rows=rows, layers=shown),
             (7.0, min(high, 9.5)),
         )
@@ -414,16 +430,21 @@ def critical(group: Group) -> tuple[Counter[tuple[int | str, int]], int]:
     return total, masks
 
 
+#: Share of a heat map's height that the numbers and words below it take.
+_BELOW = 0.35
+
+
 def _paint_masks(
     axes: Any, rows: Sequence[tuple[str, int, Mapping[int | str, Float]]], layers: Sequence[int | str]
 ) -> None:
     axes.set_axis_off()
     most = max(float(shares[k].max()) for _, _, shares in rows for k in layers)
-    count = len(layers)
+    # A panel and what is written below it; what is below the last one stands where the figure's own does.
+    step = 1 / (len(layers) - _BELOW)
     picture: Any = None
     for place, k in enumerate(layers):
-        bottom = 1 - (place + 1) / count
-        inner = axes.inset_axes((0.16, bottom + 0.3 / count, 0.74, 0.58 / count))
+        high = (1 - _BELOW) * step
+        inner = axes.inset_axes((0.16, 1 - place * step - high, 0.74, high))
         grid = np.stack([shares[k] for _, _, shares in rows])
         picture = inner.imshow(
             grid, aspect="auto", cmap="cividis", vmin=0, vmax=most, interpolation="nearest"

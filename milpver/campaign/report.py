@@ -35,8 +35,8 @@ __all__ = ["write"]
 
 #: Inputs that are shown as images, and rows of tables.
 _HARDEST, _NEURONS, _FAILURES = 8, 10, 20
-#: Neurons that a picture of a mask can show.
-_DRAWABLE = 400
+#: Neurons that a picture of a mask can show, and removed ones that are named where it cannot.
+_DRAWABLE, _NAMED = 400, 3
 
 _PAGE = Template("""\
 <!DOCTYPE html>
@@ -206,11 +206,25 @@ def _results(found: Sequence[Group]) -> _Section:
         "network", "data", "question", "asked", "solver", "encoding", "bounds", "done", "of", "ended",
         "verified %", "open %", "median s", "total s",
     )  # fmt: skip
-    rows = []
-    for group in found:
-        for each in group.cells:
-            rows.append(_result_row(group, each))
-    return _Section("results", "Results", _table("Results", head, rows, words=9))
+    rows = [_result_row(group, each) for group in found for each in group.cells]
+    # What is the same everywhere is said once: a table should fit a screen and a sheet of paper.
+    same = [k for k in _SAME if len(rows) > 1 and len({row[k] for row in rows}) == 1]
+    note = (
+        f"<p>{html.escape('All: ' + ', '.join(f'{head[k]} {rows[0][k]}' for k in same))}.</p>" if same else ""
+    )
+    whole = [head.index("of")] if all(row[7] == row[8] for row in rows) else []
+    kept = [k for k in range(len(head)) if k not in (*same, *whole)]
+    table = _table(
+        "Results",
+        [head[k] for k in kept],
+        [[row[k] for k in kept] for row in rows],
+        words=kept.index(head.index("ended")),
+    )
+    return _Section("results", "Results", note + table)
+
+
+#: Columns of the results that are left out where they hold one value: data, solver, encoding, bounds.
+_SAME = (1, 4, 5, 6)
 
 
 def _result_row(group: Group, each: Answers) -> list[str]:
@@ -476,7 +490,9 @@ def _panel(
     removed = None if margin is None or margin["removed"] is None else margin["removed"]
     channels = any(isinstance(layer, str) for layer, _ in removed or ())
     small = sum(layers) <= _DRAWABLE and not channels
-    if removed and not small:
+    if removed and len(removed) <= _NAMED and not small:
+        title += f"\nremoved: {', '.join(f'{layer}:{neuron}' for layer, neuron in removed)}"
+    elif removed and not small:
         title += f"\n{counted(len(removed), 'channel' if channels else 'neuron')} removed"
     image = _image(x, shape)
     return Panel(

@@ -50,7 +50,7 @@ def parameters_text(cell: Mapping[str, Any]) -> str:
     shown = [
         name if value is True else f"{name} {value}"
         for name, value in raw.items()
-        if name == "budget" or value not in (0.0, "linf", None)
+        if name == "budget" or value not in (0.0, "linf", "direct", None)
     ]
     return ", ".join(shown)
 

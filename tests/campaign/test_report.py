@@ -189,7 +189,11 @@ def test_the_page_says_what_is_proven_and_what_is_open(page: tuple[Path, str]) -
     assert "199 queries answered of 200 planned: this campaign is not finished." in text
     rows = re.findall(r"<tr><th scope=\"row\">net</th>(.*?)</tr>", page[1])
     cells = [re.sub(r"<[^>]+>", "|", row).strip("|").split("||") for row in rows[:5]]
-    assert [row[9:11] for row in cells] == [
+    head = re.findall(r'<th scope="col">(.*?)</th>', page[1])
+    assert "All: data data, encoding fused, bounds alpha-crown." in text
+    assert not {"data", "encoding", "bounds"} & set(head[: head.index("total s")])
+    at = head.index("verified %") - 1
+    assert [row[at : at + 2] for row in cells] == [
         ["25.00", "37.50"], ["50.00", "12.50"], ["25.00", "37.50"], ["50.00", "12.50"], ["–", "–"],
     ]  # fmt: skip
     for words in ("gap 1e-06", "time limit 60 s", "SHA-256", "milpver", "budgets = ["):
@@ -249,6 +253,50 @@ def test_hardest_images_are_shown_with_their_twins(field: Field, tmp_path: Path)
     assert "index 7" in (image["alt"] or "")
     assert "index 8" not in (image["alt"] or ""), "the hardest eight"
     assert (tmp_path / "out" / "hardest-0.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_channels_totals_and_fewest_removals_are_drawn(field: Field, tmp_path: Path) -> None:
+    """Budgets that are counted otherwise stand on axes of their own."""
+    text = (
+        '[[question]]\nkind = "margin"\nbudgets = ["1,0", "2,1", "total:3"]\n'
+        '[[question]]\nkind = "margin"\nname = "kept"\nbudgets = ["1,0"]\nkeep = "1:0"\n'
+        '[[question]]\nkind = "pruning-distance"\ntotal = true\n'
+    )
+    plan = field.plan(text)
+    with Store.open(plan.spec.store, create=True) as store:
+        store.register(plan, {})
+        for _, cell, index, _, key, _ in plan.rows():
+            more: dict[str, Any] = {"lower": 1.0, "upper": 1.0, "removed": "[[1,2]]"}
+            status, verdict = "optimal", "robust"
+            if plan.cells[cell].kind == "pruning-distance":
+                verdict = ""
+                more |= {"lower": 1 + index % 3, "upper": 1 + index % 3}
+                if index == 39:
+                    status, more = "infeasible", {"lower": 13, "upper": None, "removed": None}
+            limits = limits_of(plan.cells[cell].description())
+            store.commit([(made(key, status, verdict or None, **more), limits)])
+        # As a network with channels would have it.
+        store._db.execute(
+            'UPDATE network SET layers = replace(layers, \'"number": 2\', \'"number": "conv1"\')'
+        )
+        first = "SELECT key FROM plan WHERE cell = 0 AND idx = 0"
+        store._db.execute(f"UPDATE result SET removed = '[[\"conv1\",4]]' WHERE key = ({first})")
+        found = groups_of(store)
+        page = write(tmp_path / "out", store, store.campaign()).read_text(encoding="utf-8")
+    names = {path.stem for path in (tmp_path / "out").glob("*.svg")}
+    assert {"accuracy-data-0", "accuracy-data-0-total", "accuracy-data-0-keep_1_0", "removals-data"} <= names
+    shown = figures(found, {"net": {1: 8, "conv1": 5}})
+    (curve,) = next(f for f in shown if f.name == "removals-data").paint.keywords["curves"]  # type: ignore[attr-defined]
+    assert (curve[0], len(curve[1]), curve[2]) == ("net, total", 39, 40)
+    assert "39 of 40, 1 that no removal changes" in page
+    masks = next(f for f in shown if f.name.startswith("masks"))
+    rows, layers = (masks.paint.keywords[name] for name in ("rows", "layers"))  # type: ignore[attr-defined]
+    assert layers == [1, "conv1"]
+    assert rows[0][2]["conv1"][4] == pytest.approx(100 / 40)
+    assert [row[0] for row in rows] == [
+        "budget 1,0", "budget 2,1", "budget total:3", "budget 1,0, keep 1:0", "fewest: total",
+    ]  # fmt: skip
+    assert "<td>conv1</td><td>4</td>" in page
 
 
 def test_a_campaign_without_answers_has_a_report(field: Field, tmp_path: Path) -> None:
