@@ -317,8 +317,8 @@ class ChainSearch:
         self._chain = chain
         self._used = used
         self._tree = tree
-        self._work: Work | None = None
-        self._why = -1
+        self._work: Work = kernel().scratch(chain)
+        self._why: int | None = None
         self._seen: Float = np.full(len(chain.constant), np.inf)
         self.finished: Stop | None = None
         self.seconds = 0.0
@@ -326,7 +326,6 @@ class ChainSearch:
     def settle(self, gap: float, decide: bool, quota: int = _SETTLING) -> None:
         """Attack the root, bound it, and bound at most about ``quota`` nodes; nothing is replayed."""
         begun = time.perf_counter()
-        self._work = kernel().scratch(self._chain)
         self._why = kernel().settle(
             self._chain, self._work, self._tree, gap, decide, _NEURON_STEPS, _ROW_STEPS, quota
         )
@@ -400,10 +399,8 @@ class ChainSearch:
             limits: when to stop.
             offer: replays candidate masks.
         """
-        if self._work is None:
+        if self._why is None:
             self.settle(limits.gap, limits.decide, 0)
-        if self._work is None:
-            raise RuntimeError("the search has not begun")
         if self.finished is None and not self._chains.brief:
             self._fold()
         chain, tree = self._chain, self._tree
