@@ -186,7 +186,7 @@ class Ascent:
         start: tuple[torch.Tensor, torch.Tensor],
         steps: int,
         done: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Ascend (Adam, projected), and keep each row's best multipliers.
 
         Args:
@@ -198,7 +198,7 @@ class Ascent:
             done: which bounds need no more, float32 [nodes] -> bool [nodes]; None: none of them.
 
         Returns:
-            alpha and mu, float32 [nodes, R, U].
+            alpha and mu, float32 [nodes, R, U], and the bounds less their limits, float32 [nodes, R].
         """
         best_alpha, best_mu = start[0].clone(), start[1].clone()
         wanted, limits = rows
@@ -230,7 +230,7 @@ class Ascent:
             z = self.forward(lines, state.alpha, arrived, slope)
             self._move(state, (arrived.clamp(min=0.0) * lines.free * z, -z * sign.abs()), step, scale)
             state.mu = sign * (sign * state.mu).clamp(min=0.0)
-        return best_alpha, best_mu
+        return best_alpha, best_mu, value
 
     def _scale(self, arrived: torch.Tensor) -> torch.Tensor:
         """What a multiplier is measured by: the mean size of its layer's coefficients, [nodes, R, U]."""

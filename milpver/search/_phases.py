@@ -299,8 +299,14 @@ class PhaseSearch:
         self.nodes += len(nodes)
         low, high = self.filled(nodes.low, self.root.low), self.filled(nodes.high, self.root.high)
         if self.recompute and steps:
+            behind = self.behind(nodes)
+            if self.early:
+                # What the parent's bounds close already needs none of its own.
+                before = self.space(low.float(), high.float(), nodes)
+                nodes.alpha, nodes.mu, value = self.ascended(before, nodes, steps // 2)
+                behind = behind.masked_fill(self.done(value.amax(dim=1)), len(self.graph.nodes))
             low, high = self.flat.refresh(
-                self.root.workspace.lows[0], self.root.workspace.highs[0], low, high, self.behind(nodes)
+                self.root.workspace.lows[0], self.root.workspace.highs[0], low, high, behind
             )
         empty = (low > high).any(dim=1)
         middle = torch.minimum(low, high)
@@ -310,7 +316,9 @@ class PhaseSearch:
         )
         nodes.low, nodes.high = low[:, self.unstable], high[:, self.unstable]
         space = self.space(low, high, nodes)
-        alpha, mu = self.ascended(self.space(low.float(), high.float(), nodes), nodes, steps)
+        alpha, mu = nodes.alpha, nodes.mu
+        if steps:
+            alpha, mu, _ = self.ascended(self.space(low.float(), high.float(), nodes), nodes, steps)
         alpha, mu = alpha.double(), mu.double()
         found, arrived, row = self.valued(space, nodes, alpha, mu)
         found = torch.maximum(self.own(nodes), found.masked_fill(empty, torch.inf))
@@ -449,10 +457,10 @@ class PhaseSearch:
             found = torch.where((place >= a) & (place < b), torch.full_like(found, source), found)
         return torch.where(nodes.last >= 0, found, torch.full_like(found, -1))
 
-    def ascended(self, space: Workspace, nodes: SearchNodes, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Multipliers after some steps of ascent, each node's best, float32 [nodes, R, U]."""
-        if not steps:
-            return nodes.alpha, nodes.mu
+    def ascended(
+        self, space: Workspace, nodes: SearchNodes, steps: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Each node's best multipliers in some steps of ascent, and their bounds; see ``Ascent.run``."""
         with torch.no_grad():
             return self.ascent.run(
                 (self.rows[nodes.which].float(), self.row_limits[nodes.which].float()),

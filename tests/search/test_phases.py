@@ -176,7 +176,8 @@ def test_an_ascent_ends_no_lower_than_it_began(stops: bool) -> None:
         20,
         (lambda bound: bound > middle) if stops else None,
     )
-    after = value(*found)
+    after = value(found[0], found[1])
+    assert torch.allclose(found[2], after, atol=1e-5)
     assert bool((after >= before - 1e-5).all())
     assert bool((after > before + 1e-3).any())
 
