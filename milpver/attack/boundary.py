@@ -19,6 +19,9 @@ __all__ = ["closest_adversarials"]
 
 #: Halvings of a segment when a point is pulled back towards x0.
 _HALVINGS = 30
+#: Linearisations without a gain worth it (relative), after which a walk ends; targets that this is asked of
+#: are those not this many times as far as the closest.
+_IDLE, _WORTH, _NEAR = 4, 1e-3, 2.0
 
 
 def closest_adversarials(
@@ -64,10 +67,16 @@ def closest_adversarials(
                 way /= np.maximum(lengths(norm, way), 1e-300)[:, None]
             x = np.clip(x + reach * way, low, high)
         overshoot = 1.0 + 1e-6
+        idle = 0
         for _ in range(steps):
             values = graph.trace(x)
             margin = np.einsum("bi,bi->b", rows, values[-1])
+            before = best.copy()
             _keep_closest(graph, x0, x, margin, rows, (best, points), norm)
+            near = before <= _NEAR * best.min()
+            idle = 0 if np.any(near & (best < (1 - _WORTH) * before)) else idle + 1
+            if idle > _IDLE and np.isfinite(best.min()):
+                break
             slope = graph.pullback(values, rows)
             needed = margin + np.einsum("bi,bi->b", slope, x0 - x)
             x = closest_steps(norm, x0, slope, needed * overshoot, low, high)
