@@ -113,7 +113,7 @@ def descendants(pid: int) -> list[int]:
 
 def kills(folder: Path, arguments: argparse.Namespace) -> bool:
     """Kill the campaign and its workers again and again."""
-    question = 'kind = "margin"\nbudgets = ["0,2", "2,1", "3,0"]\nsolvers = ["bab"]'
+    question = 'kind = "margin"\nbudgets = ["2,1", "6,3", "8,5"]\nsolvers = ["bab"]'
     data: dict[str, Any] = {
         "model": MODELS / "digits_fc.onnx",
         "data": MODELS / "digits_test.npz",
@@ -126,9 +126,9 @@ def kills(folder: Path, arguments: argparse.Namespace) -> bool:
     process = start("run", killed, "--quiet")
     while process.poll() is None:
         # After a random number of answers, whatever the machine's load, somewhere in the next one.
-        wanted = answered(folder / "killed.sqlite") + draw.randrange(1, 45)
+        wanted = answered(folder / "killed.sqlite") + draw.randrange(1, 25)
         while process.poll() is None and answered(folder / "killed.sqlite") < wanted:
-            time.sleep(draw.uniform(0.0, 0.1))
+            time.sleep(draw.uniform(0.0, 0.02))
         others = descendants(process.pid)
         if process.poll() is None and others and draw.random() < 0.5:
             with suppress(ProcessLookupError):

@@ -264,9 +264,11 @@ def serve(line: socket.socket, load: Callable[[], None], main: Callable[[], None
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Garbage collections would look through all that is being loaded, again and again: a fifth of the time.
+    gc.disable()
     load()
-    gc.collect()
     gc.freeze()  # so that no collection writes to pages that workers share
+    gc.enable()
     line.send(json.dumps({"loaded": 1}).encode("ascii"))
     with selectors.DefaultSelector() as watched:
         watched.register(line, selectors.EVENT_READ)
