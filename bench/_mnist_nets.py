@@ -1,7 +1,7 @@
 """MNIST networks for benchmarks: the two that ``bench/solvers.py`` trains, cached in a folder, or the user's.
 
-784-128-64-32-10 without biases: a standard one, and one trained against adversarial pruning masks (removed by
-gradient). Training is deterministic on one machine; the file's name carries the recipe.
+784-128-64-32-10 without biases, by ``milpver.train``: a standard one, and one trained against the pruning
+masks that an attack finds. Training is deterministic on one machine; the file's name carries the recipe.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
     python bench/solvers.py --mnist DIR [--out DIR] [--quick]
 
 DIR holds MNIST's idx files (packed or not). Two 784-128-64-32-10 ReLU networks without biases are trained
-from it, once, and kept as ONNX in the output folder: a standard one, and one whose every training step
-removes, for each image, the neurons whose removal raises the loss most to first order, within a budget drawn
-from the rows (adversarial-mask training; the paper's own loss is another one, so its verified accuracies are
-not to be expected here, only programs of the same shape). Training is deterministic on one machine.
+from it by milpver's training, once, and kept as ONNX in the output folder: a standard one, and one that is
+trained against the masks that an attack finds in each step (``exact-bound`` without its bounds, for one
+budget on all layers; the paper's own loss is another one, so its verified accuracies are not to be expected
+here, only programs of the same shape). Training is deterministic on one machine.
 
 For every network and row the worst margin over all competing classes is solved to optimality by every backend
 with the paper's program (encoding ``reference``, bounds ``interval``) and ours (``fused``, ``alpha-crown``),
@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import itertools
 import statistics
 import sys
 import time
@@ -31,12 +30,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor
-from torch.nn import functional
 
 from milpver import __version__, registry
 from milpver.bounding import Bounds, margin_rows
@@ -55,6 +50,9 @@ from milpver.query import Box, Budget, Options, ball, parse_budget
 from milpver.report import at_least, text
 from milpver.solver import Limits
 from milpver.store import RecordFile
+from milpver.train import methods
+from milpver.train.export import onnx_model
+from milpver.train.fit import Recipe, Training
 
 WIDTHS = (784, 128, 64, 32, 10)
 
@@ -70,6 +68,8 @@ PAPER, OURS = ("reference", "interval"), ("fused", "alpha-crown")
 BACKENDS = ("highs", "gurobi", "scip", "pyomo:cbc")
 
 EPOCHS, BATCH, RATE, SEED = 8, 256, 2e-3, 20
+#: The budget of the robust network, percent.
+TRAINED_FOR = (10, 5, 10)
 #: Programs that are built and passed for the times of both: median of that many.
 SAMPLES = 7
 
@@ -91,59 +91,25 @@ class Settings:
 # -------------------------------------------------------------------------------------------- networks
 
 
-def forward(
-    weights: Sequence[Tensor], x: Tensor, masks: Sequence[Tensor] | None
-) -> tuple[Tensor, list[Tensor]]:
-    """Logits [n, 10], and the hidden activations before the masks."""
-    hidden: list[Tensor] = []
-    for k, weight in enumerate(weights[:-1]):
-        x = torch.relu(x @ weight.T)
-        hidden.append(x)
-        if masks is not None:
-            x = x * masks[k]
-    return x @ weights[-1].T, hidden
-
-
-def worst_masks(weights: Sequence[Tensor], x: Tensor, y: Tensor, counts: Sequence[int]) -> list[Tensor]:
-    """For each image the masks that raise its loss most to first order: the s largest of ``-h dL/dh`` go."""
-    logits, hidden = forward(weights, x, None)
-    slopes = torch.autograd.grad(functional.cross_entropy(logits, y, reduction="sum"), hidden)
-    masks = []
-    for h, slope, count in zip(hidden, slopes, counts, strict=True):
-        mask = torch.ones_like(h)
-        if count:
-            mask.scatter_(1, (-h * slope).detach().topk(count, dim=1).indices, 0.0)
-        masks.append(mask)
-    return masks
-
-
-def train(x: NDArray[np.float32], y: NDArray[np.int64], *, robust: bool) -> list[NDArray[np.float32]]:
-    """Weights of one network; Adam with a cosine schedule."""
-    torch.manual_seed(SEED)
-    draw = torch.Generator().manual_seed(SEED)
-    rng = np.random.default_rng(SEED)
-    weights = [
-        (torch.randn(after, before, generator=draw) * (2 / before) ** 0.5).requires_grad_()
-        for before, after in itertools.pairwise(WIDTHS)
-    ]
-    images, labels = torch.from_numpy(x), torch.from_numpy(y)
-    adam = torch.optim.Adam(weights, lr=RATE)
-    steps = EPOCHS * (len(images) // BATCH)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
-    for _ in range(EPOCHS):
-        order = torch.randperm(len(images), generator=draw)
-        for batch in order[: len(order) // BATCH * BATCH].reshape(-1, BATCH):
-            a, b = images[batch], labels[batch]
-            loss = functional.cross_entropy(forward(weights, a, None)[0], b)
-            if robust:
-                counts = neurons(ROWS[int(rng.integers(len(ROWS)))])
-                masks = worst_masks(weights, a, b, counts)
-                loss = (loss + 2 * functional.cross_entropy(forward(weights, a, masks)[0], b)) / 3
-            adam.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch's own
-            adam.step()
-            schedule.step()
-    return [weight.detach().numpy() for weight in weights]
+def train(x: NDArray[np.float32], y: NDArray[np.int64], *, robust: bool) -> bytes:
+    """One network, as an ONNX file's bytes."""
+    recipe = Recipe(
+        "-".join(map(str, WIDTHS)),
+        "exact-bound" if robust else "standard",
+        methods.Settings(neurons(TRAINED_FOR), lambda1=0.0, lambda2=2.0),
+        bias=False,
+        warmup=0,
+        ramp=1,
+        epochs=EPOCHS,
+        batch=BATCH,
+        learning_rate=RATE,
+        weight_decay=0.0,
+        seed=SEED,
+    )
+    training = Training(recipe, x, y)
+    for _ in training.run():
+        pass
+    return onnx_model(training.net, "robust" if robust else "standard")
 
 
 def neurons(percent: Sequence[int]) -> tuple[int, ...]:
@@ -151,37 +117,17 @@ def neurons(percent: Sequence[int]) -> tuple[int, ...]:
     return tuple((share * width + 50) // 100 for share, width in zip(percent, WIDTHS[1:-1], strict=True))
 
 
-def save(weights: Sequence[NDArray[np.float32]], path: Path) -> None:
-    """Write the network as ONNX."""
-    nodes, tensors, name = [], [], "input"
-    for k, weight in enumerate(weights, start=1):
-        last = k == len(weights)
-        tensors.append(numpy_helper.from_array(weight, f"w{k}"))
-        nodes.append(helper.make_node("Gemm", [name, f"w{k}"], ["output" if last else f"z{k}"], transB=1))
-        if not last:
-            nodes.append(helper.make_node("Relu", [f"z{k}"], [f"h{k}"]))
-        name = f"h{k}"
-    graph = helper.make_graph(
-        nodes,
-        path.stem,
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", WIDTHS[0]])],
-        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["N", WIDTHS[-1]])],
-        tensors,
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
-
-
 def network(name: str, settings: Settings) -> Network:
     """The network of that name, trained where the output folder does not have it yet.
 
     Its file's name carries what it depends on, so that another recipe never finds an old network.
     """
-    recipe = repr((WIDTHS, EPOCHS, BATCH, RATE, SEED, ROWS))
+    recipe = repr((WIDTHS, EPOCHS, BATCH, RATE, SEED, TRAINED_FOR))
     path = settings.out / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:8]}.onnx"
     if not path.exists():
         began = time.perf_counter()
         data = load_data(settings.mnist, split="train")
-        save(train(flat(data), data.labels, robust=name == "robust"), path)
+        path.write_bytes(train(flat(data), data.labels, robust=name == "robust"))
         say(f"trained {path.name} in {time.perf_counter() - began:.0f} s")
     return load_network(path)
 
