@@ -29,6 +29,8 @@ __all__ = ["collapsed"]
 _ROWS = 256
 #: Entries of the small network's matrices up to which it is made.
 _LARGEST = 1 << 25
+#: Where a function's coefficients of the inputs stand, beside those of ReLUs: node 0 may have a ReLU too.
+_INPUTS = -1
 #: A convolution's product costs this many of a dense matrix's.
 _CONVOLVED = 8
 
@@ -126,13 +128,13 @@ class _Collapse:
         terms: list[tuple[int, LinearMap]] = []
         reached = sorted({node for coefficients, _, _ in parts for node in coefficients})
         for node in reached:
-            width = self.tensors.graph.inputs if node == 0 else len(self.open[node])
+            width = self.tensors.graph.inputs if node == _INPUTS else len(self.open[node])
             blocks = [
                 coefficients.get(node, constant.new_zeros(len(constant), width))
                 for coefficients, constant, _ in parts
             ]
             matrix = torch.cat(blocks).cpu().numpy()
-            terms.append((0 if node == 0 else self.place[node], Dense(np.ascontiguousarray(matrix))))
+            terms.append((0 if node == _INPUTS else self.place[node], Dense(np.ascontiguousarray(matrix))))
         bias = torch.cat([constant for _, constant, _ in parts]).cpu().numpy()
         self.nodes.append(Affine(tuple(terms), bias, self.tensors.graph.nodes[source].name))
         self.origin[len(self.nodes) - 1] = source, places, torch.cat([delta for _, _, delta in parts])
@@ -152,7 +154,7 @@ class _Collapse:
             rows: float64 [rows, size].
 
         Returns:
-            Coefficients by the node that the ReLU reads (0: the inputs), float64 [rows, its unstable ones];
+            Coefficients by the node that the ReLU reads, or ``_INPUTS``, float64 [rows, its unstable ones];
             constants, float64 [rows]; and delta, float64 [rows]: what the functions may be off by over the
             box. Rounding is charged as in ``bounds._crown``; the slopes 0 and 1 round nothing.
         """
@@ -169,7 +171,7 @@ class _Collapse:
             sent: list[tuple[int, torch.Tensor]] = []
             match node:
                 case Input():
-                    found[0] = c
+                    found[_INPUTS] = c
                 case Affine():
                     operators = self.tensors.operators[index]
                     pairs = zip(node.terms, operators, strict=True)
