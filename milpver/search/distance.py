@@ -78,7 +78,7 @@ def search_distance(
     found = torch.full((1, len(rows)), -torch.inf, dtype=torch.float64, device=tensors.device)
     for ascent in (False, True):
         steps = root_steps(bounded) if ascent and bounded is not None else 0
-        if ascent and not steps:
+        if ascent and (not steps or _all_but_closed(tensors, ball, radius, rows, found, limits.gap)):
             break
         space = Workspace(tensors, Budget(), hurry=lambda: limits.expired() is not None)
         if bounded is not None:
@@ -107,6 +107,19 @@ def search_distance(
     inner = np.minimum(search.closed, search.frontier.smallest(int((~proven).sum())))
     lower[~proven] = np.clip(inner, floor[~proven], radius)
     return SearchResult(lower, np.where(proven, radius, 0.0), search.nodes, stop)
+
+
+def _all_but_closed(
+    tensors: TensorGraph, ball: Box, radius: float, rows: Float, found: torch.Tensor, gap: float
+) -> bool:
+    """Whether bounds of the rows in the ball, float64 [1, targets], reach 0 within the gap of its edge.
+
+    As they would, falling in proportion to the radius from the margins at x0: an estimate of what is worth
+    its while, which no bound rests on.
+    """
+    at_centre = rows @ tensors.graph.evaluate(ball.centre[None])[0]
+    below = np.maximum(-found[0].cpu().numpy(), 0.0)
+    return bool(np.all(radius * below <= gap * (at_centre + below)))
 
 
 class _DistanceSearch(PhaseSearch):
