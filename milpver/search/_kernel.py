@@ -1081,7 +1081,7 @@ def _fix(chain: Chain, work: Work, tree: Tree, slot: int, gap: float, decide: bo
 @compiled
 def _enough(chain: Chain, r: int, best: float, gap: float, decide: bool) -> float:
     """A bound that closes a row, by a margin for rounding where there is a gap."""
-    return chain.slack[r] if decide else best - 0.5 * gap - chain.slack[r]
+    return float(chain.slack[r] if decide else best - 0.5 * gap - chain.slack[r])
 
 
 @compiled
