@@ -72,22 +72,34 @@ def assert_exact(network: Network, x: Float, verdict: Verdict, truth: dict[int, 
     assert verdict.adversarial_label == verdict.target
 
 
+#: What a random question is made of.
+TASKS = {
+    "seed": st.integers(0, 10**6),
+    "hidden": st.sampled_from([[3], [5], [3, 2]]),
+    "inputs": st.integers(2, 3),
+    "clipped": st.booleans(),
+}
+
+
+def drawn(
+    tmp_path: Path, seed: int, sizes: list[int], clipped: bool
+) -> tuple[list[Float], list[Float], Network, Float]:
+    """Weights, biases, their network, and an input; on the domain's edge now and then where there is one."""
+    weights, biases = random_layers(sizes, seed, scale=1.5)
+    network = network_of(tmp_path / "n.onnx", weights, biases)
+    rng = np.random.default_rng(seed)
+    x = rng.uniform(-1, 1, size=sizes[0]).astype(np.float32).astype(float)
+    if clipped and rng.random() < 0.5:
+        x[0] = 1.0
+    return weights, biases, network, x
+
+
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-@given(
-    seed=st.integers(0, 10**6),
-    hidden=st.sampled_from([[3], [5], [3, 2]]),
-    inputs=st.integers(2, 3),
-    clipped=st.booleans(),
-)
+@given(**TASKS)
 def test_distances_are_those_of_enumeration(
     tmp_path: Path, seed: int, hidden: list[int], inputs: int, clipped: bool
 ) -> None:
-    weights, biases = random_layers([inputs, *hidden, 3], seed, scale=1.5)
-    network = network_of(tmp_path / "n.onnx", weights, biases)
-    rng = np.random.default_rng(seed)
-    x = rng.uniform(-1, 1, size=inputs).astype(np.float32).astype(float)
-    if clipped and rng.random() < 0.5:
-        x[0] = 1.0
+    weights, biases, network, x = drawn(tmp_path, seed, [inputs, *hidden, 3], clipped)
     domain = (-1.0, 1.0)
     label = predicted(network, x)
     low, high = np.full(inputs, -1.0), np.full(inputs, 1.0)
@@ -120,21 +132,11 @@ QUADRATIC = [name for name in ("scip", "gurobi") if registry.load("solvers", nam
 
 
 @settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-@given(
-    seed=st.integers(0, 10**6),
-    hidden=st.sampled_from([[3], [5], [3, 2]]),
-    inputs=st.integers(2, 3),
-    clipped=st.booleans(),
-)
+@given(**TASKS)
 def test_distances_in_other_norms_are_those_of_enumeration(
     tmp_path: Path, seed: int, hidden: list[int], inputs: int, clipped: bool
 ) -> None:
-    weights, biases = random_layers([inputs, *hidden, 3], seed, scale=1.5)
-    network = network_of(tmp_path / "n.onnx", weights, biases)
-    rng = np.random.default_rng(seed)
-    x = rng.uniform(-1, 1, size=inputs).astype(np.float32).astype(float)
-    if clipped and rng.random() < 0.5:
-        x[0] = 1.0
+    weights, biases, network, x = drawn(tmp_path, seed, [inputs, *hidden, 3], clipped)
     label = predicted(network, x)
     low, high = np.full(inputs, -1.0 if clipped else -np.inf), np.full(inputs, 1.0 if clipped else np.inf)
     domain = {"domain": (-1.0, 1.0)} if clipped else {}
