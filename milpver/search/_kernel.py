@@ -29,6 +29,7 @@ Everything is deterministic, and holds no lock of the interpreter while it runs.
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -179,7 +180,7 @@ class Work(NamedTuple):
         pull, pull_mean, pull_square: the same by lambda, float64 [S].
         level: the lambda that layer 0 took, float64 [1].
         score, other, moved: for branching, float64 [G], [G], [largest layer].
-        mask: int8 [G].
+        mask, before: int8 [G].
         places: int64 [largest layer].
     """
 
@@ -222,6 +223,7 @@ class Work(NamedTuple):
     other: _Floats
     moved: _Floats
     mask: _Bytes
+    before: _Bytes
     places: _Ints
 
 
@@ -234,8 +236,11 @@ def scratch(chain: Chain) -> Work:
     lengths |= dict.fromkeys(("lam", "best_lam", "pull", "pull_mean", "pull_square"), groups)
     lengths |= dict.fromkeys(("score", "other", "pool"), max(gates, widest) + widest) | {"level": 1}
     # A row of weights is filled up with zeros: what they multiply has to be there.
-    floats = [np.zeros(lengths.get(name, neurons + widest)) for name in Work._fields[:-2]]
-    return Work._make([*floats, np.zeros(gates, dtype=np.int8), np.zeros(widest, dtype=np.int64)])
+    ends = list(itertools.accumulate(lengths.get(name, neurons + widest) for name in Work._fields[:-3]))
+    whole = np.zeros(ends[-1])
+    floats = [whole[start:end] for start, end in itertools.pairwise([0, *ends])]
+    masks = np.zeros((2, gates), dtype=np.int8)
+    return Work._make([*floats, masks[0], masks[1], np.zeros(widest, dtype=np.int64)])
 
 
 @compiled
@@ -802,8 +807,8 @@ def _attack(chain: Chain, work: Work, tree: Tree, decide: bool) -> None:
     """Gradient attack on the masks, one start a row: incumbents before anything is bounded.
 
     With every mask fixed the network has a gradient; each round removes what the gradient at the last
-    round's mask says is best. Slot 0 holds the root's gates. Where only the sign matters, the first margin
-    that is not positive ends it, and the row with the smallest margin comes first.
+    round's mask says is best, until that is the same mask. Slot 0 holds the root's gates. Where only the sign
+    matters, the first margin that is not positive ends it, and the row with the smallest margin comes first.
     """
     state, left = tree.state[0], tree.left[0]
     last = len(chain.sizes) - 1
@@ -823,8 +828,15 @@ def _attack(chain: Chain, work: Work, tree: Tree, decide: bool) -> None:
         for _ in range(_ATTACK_ROUNDS):
             if decide and _least(tree.upper) <= 0.0:
                 return
+            for q in range(len(work.mask)):
+                work.before[q] = work.mask[q]
             _gradient(chain, work, chain.rows[r], last)
             _choose_mask(chain, work, state, left)
+            same = True
+            for q in range(len(work.mask)):
+                same = same and work.mask[q] == work.before[q]
+            if same:
+                break
             _offer(chain, work, tree)
 
 

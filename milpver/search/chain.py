@@ -172,6 +172,11 @@ class Chains:
         self._forced = [
             budget.forced(node, self._gates[node].gates) for node in layers.gates if node is not None
         ]
+        inner = layers.inner
+        #: W_1 and its absolute values, where its gates are single neurons.
+        plain = isinstance(inner, Dense) and self._gates[layers.start].private
+        self._inner = inner.weight if isinstance(inner, Dense) and plain else None
+        self._inner_size: Float = np.zeros((0, 0)) if self._inner is None else np.abs(self._inner)
         #: W_2 .. W_T as the kernel has them, and what interval bounds take of them.
         self._padded = [_padded(w) for w in layers.weights]
         self._signs = [(np.maximum(w, 0.0), np.minimum(w, 0.0)) for w in layers.weights]
@@ -196,7 +201,7 @@ class Chains:
             rows: rows over the output whose minima are asked for, float64 [rows, outputs].
         """
         layers, groups = self._layers, self._groups
-        first, loose = _effective(layers.inner, self._gates[layers.start], values)
+        first, loose = self._effective(values)
         #: The gates of layer 0 that do anything.
         used = np.flatnonzero((first != 0).any(axis=0))
         first = first[:, used]
@@ -225,7 +230,7 @@ class Chains:
         starts = np.cumsum([0] + [int(size) if has else 0 for size, has in zip(sizes, gated, strict=True)])
         places = {group: g for g, group in enumerate(self._budget.groups)}
         padded = [_padded(first), *self._padded]
-        order = np.argsort(-first, axis=1, kind="stable").astype(np.int32)
+        order = np.argsort(-first, axis=1).astype(np.int32)
         chain = kernel().Chain(
             sizes=sizes,
             strides=np.array([0, *(w.shape[1] for w in padded)]),
@@ -249,6 +254,22 @@ class Chains:
             reach=np.zeros(1),
         )
         return ChainSearch(self, chain, used, self._planted(chain, used, low, high))
+
+    def _effective(self, values: tuple[Float, Float]) -> tuple[Float, Float]:
+        """``E_jg = sum_{r in g} W_jr v_r``, float64 [n_1, gates], and a bound of each row's error, [n_1].
+
+        An entry is off by at most ``sum_r |W_jr| (rad_r + gamma |v_r|)``, v within rad of the middle.
+        """
+        gate = self._gates[self._layers.start]
+        middle = 0.5 * (values[0] + values[1])
+        radius = np.maximum(values[1] - middle, middle - values[0])
+        off = radius + gamma(gate.size + 8) * np.abs(middle)
+        if self._inner is not None:
+            return self._inner * middle, self._inner_size @ off * (1 + 1e-9)
+        owner = sparse.csr_array((middle, (np.arange(gate.size), gate.owner)), shape=(gate.size, gate.gates))
+        matrix = self._layers.inner.csr
+        loose = np.asarray(abs(matrix) @ off)
+        return np.ascontiguousarray((matrix @ owner).toarray()), loose * (1 + 1e-9)
 
     def _planted(
         self, chain: Chain, used: NDArray[np.intp], low: Sequence[Float], high: Sequence[Float]
@@ -476,22 +497,6 @@ def prefix_values(tensors: TensorGraph, budget: Budget, start: int, x: Float) ->
             workspace.add(points, points)
     (source,) = tensors.graph.nodes[start].sources
     return workspace.lows[source].cpu().numpy(), workspace.highs[source].cpu().numpy()
-
-
-def _effective(inner: LinearMap, gate: Gate, values: tuple[Float, Float]) -> tuple[Float, Float]:
-    """``E_jg = sum_{r in g} W_jr v_r``, float64 [n_1, gates], and a bound of each row's error, [n_1].
-
-    An entry is off by at most ``sum_r |W_jr| (rad_r + gamma |v_r|)``, v within rad of the middle.
-    """
-    middle = 0.5 * (values[0] + values[1])
-    radius = np.maximum(values[1] - middle, middle - values[0])
-    off = radius + gamma(gate.size + 8) * np.abs(middle)
-    if gate.private and isinstance(inner, Dense):
-        return inner.weight * middle, np.abs(inner.weight) @ off * (1 + 1e-9)
-    owner = sparse.csr_array((middle, (np.arange(gate.size), gate.owner)), shape=(gate.size, gate.gates))
-    matrix = inner.csr
-    loose = np.asarray(abs(matrix) @ off)
-    return np.ascontiguousarray((matrix @ owner).toarray()), loose * (1 + 1e-9)
 
 
 def _grown(tree: Tree) -> Tree:
