@@ -250,7 +250,9 @@ def _together(
         return search
 
     searches = list(_in_order(begun, range(len(batch.labels)), options.threads))
-    return chain_answers(searches, batch, started), searches.__getitem__
+    found = chain_answers(searches, batch, started)
+    pending = {i: search for i, search in enumerate(searches) if i not in found}
+    return found, pending.pop  # a search's tree goes as soon as its input is done
 
 
 def _in_order(work: Callable[[int], _Item], items: Sequence[int], workers: int) -> Iterator[_Item]:
