@@ -1,4 +1,4 @@
-"""What a search's first nodes settle is answered in batches, as it is input by input; trees go with answers."""
+"""What the first nodes of searches settle is answered in batches, as one by one; trees go with answers."""
 
 from __future__ import annotations
 
