@@ -158,9 +158,7 @@ def train(recipe: Recipe, data: Digits, epochs: int = EPOCHS) -> DigitsNet:
 def fit(net: DigitsNet, recipe: Recipe, data: Digits, epochs: int) -> None:
     """Minimise the loss with and without the worst neurons; draws from torch's random numbers."""
     x, y = torch.from_numpy(data.x_train), torch.from_numpy(data.y_train)
-    optimizer = torch.optim.AdamW(
-        net.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-    )
+    optimizer = torch.optim.AdamW(net.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=recipe.learning_rate, epochs=epochs, steps_per_epoch=-(-len(x) // recipe.batch)
     )

@@ -16,7 +16,8 @@ from tests.nets import network_of
 def row(
     answer: str, expected: str, *, tool: str = "milpver", note: str = "", seconds: float = 1.0
 ) -> dict[str, str]:
-    values = ("b", "n.onnx", "p.vnnlib", "60.0", "1", tool, expected, answer, str(seconds), str(seconds / 4), note)
+    times = str(seconds), str(seconds / 4)
+    values = ("b", "n.onnx", "p.vnnlib", "60.0", "1", tool, expected, answer, *times, note)
     return dict(zip(vnncomp.COLUMNS, values, strict=True))
 
 

@@ -88,4 +88,3 @@ def test_no_stale_modules_in_build_lib(repo_root: Path) -> None:
         if not source.exists():
             stale.append(str(path))
     assert stale == [], "run `make clean`"
-

@@ -21,7 +21,7 @@ for count in (1, 2):
 def test_the_host_is_described() -> None:
     facts = host()
     assert facts["cores"] >= 1
-    assert facts["cpu"] and facts["system"] and facts["python"]
+    assert all(facts[name] for name in ("cpu", "system", "python"))
 
 
 def test_torch_and_linear_algebra_keep_to_the_threads_they_are_given() -> None:

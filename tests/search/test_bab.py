@@ -84,7 +84,8 @@ class Task:
     @property
     def engines(self) -> list[str]:
         """The searches that take this query."""
-        return ["bab"] if chain_of(self.graph, self.budget) is None else ["bab", "chain", "settled chain", "folded chain"]
+        chain = chain_of(self.graph, self.budget) is not None
+        return ["bab", "chain", "settled chain", "folded chain"] if chain else ["bab"]
 
     def search(
         self,
