@@ -217,7 +217,7 @@ def test_values_that_make_no_sense(refused: Any, tiny: Any, change: tuple[str, s
     ("change", "said"),
     [
         (("--method", "guess"), "--method guess"),
-        (("--norm", "l2"), "--norm l2"),
+        (("--norm", "l3"), "--norm l3"),
         (("--target", "3"), "--target 3"),
         (("--target", "-1"), "--target -1"),
         (("--target", "x"), "--target x"),
@@ -241,7 +241,7 @@ def test_nothing_is_made_before_a_query_is_known_to_make_sense(
     refused: Any, tiny: Any, tmp_path: Path
 ) -> None:
     file, folder = tmp_path / "r.jsonl", tmp_path / "witnesses"
-    refused("distance", *tiny.common, "--norm", "l1", "--records", file, "--save-witness", folder)
+    refused("distance", *tiny.common, "--norm", "l2", "--method", "bisect", "--records", file, "--save-witness", folder)
     assert not file.exists()
     assert not folder.exists()
 
