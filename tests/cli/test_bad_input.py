@@ -241,7 +241,8 @@ def test_nothing_is_made_before_a_query_is_known_to_make_sense(
     refused: Any, tiny: Any, tmp_path: Path
 ) -> None:
     file, folder = tmp_path / "r.jsonl", tmp_path / "witnesses"
-    refused("distance", *tiny.common, "--norm", "l2", "--method", "bisect", "--records", file, "--save-witness", folder)
+    senseless = ("--norm", "l2", "--method", "bisect")
+    refused("distance", *tiny.common, *senseless, "--records", file, "--save-witness", folder)
     assert not file.exists()
     assert not folder.exists()
 
