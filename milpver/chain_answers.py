@@ -31,7 +31,8 @@ def chain_answers(searches: Sequence[ChainSearch], batch: Batch, started: float)
     done = np.array([i for i, search in enumerate(searches) if search.finished is not None], dtype=np.intp)
     if not len(done):
         return {}
-    found = verdicts(batch.part(done), _brackets([searches[i] for i in done], batch.part(done)), started)
+    part = batch.part(done)
+    found = verdicts(part, _brackets([searches[i] for i in done], part), started)
     return {int(done[i]): verdict for i, verdict in found.items()}
 
 
