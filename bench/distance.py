@@ -26,19 +26,20 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from bench._command import benchmark
 from bench._mnist_nets import correct, flat
 from milpver import __version__, registry
 from milpver.attack.boundary import closest_adversarials
-from milpver.compare import host
 from milpver.data import DEFAULT_KEYS, Dataset, load_data, parse_keys
 from milpver.distance import distances
-from milpver.errors import MilpverError, QueryError
+from milpver.errors import QueryError
+from milpver.machine import host
 from milpver.network import Network
 from milpver.onnx_import import load_network
 from milpver.query import Options
@@ -179,62 +180,54 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def table(given: argparse.Namespace, wrong: list[str]) -> None:
+    """Print the table; answers that are wrong go to ``wrong``."""
+    version = registry.load("solvers", given.solver).availability().version
+    wanted = tuple(given.ways.split(","))
+    ways = {name: way for name, way in methods(given.solver).items() if name.startswith(wanted)}
+    if "ours" not in ways:
+        raise QueryError(f"--ways {given.ways}", needed="ours among them", fix="add ours")
+    measured = next((name for name in ways if name.startswith("bisect")), "ours")
+    keys = DEFAULT_KEYS if given.keys is None else parse_keys(given.keys)
+    data = load_data(given.data, keys=keys, scale=given.scale)
+    low, high = data.domain if data.domain is not None else (0.0, 1.0)
+    facts = host()
+    print(f"{facts['cpu']}, {facts['cores']} cores; milpver {__version__}, {given.solver} {version}")
+    print(f"\n| net | image | d_bnd | {', s | '.join(ways)}, s | bisect over ours |")
+    print("|---|---:|---:|" + "---:|" * (len(ways) + 1), flush=True)
+    for name in given.nets.split(","):
+        net = load_network(Path(name))
+        ratios = []
+        domain = (float(np.min(low)), float(np.max(high)))
+        chosen = (
+            correct([net], data, given.images).tolist()
+            if given.among is None
+            else closest(net, data, domain, given.among)[: given.images]
+        )
+        for index in chosen:
+            case = Case(net, flat(data)[index], int(data.labels[index]), given.limit, domain)
+            begun = time.perf_counter()
+            runs = {"ours": ways["ours"](case)}
+            if given.patience is not None:
+                case = replace(case, limit=given.patience * max(1.0, time.perf_counter() - begun))
+            runs |= {way: run(case) for way, run in ways.items() if way != "ours"}
+            ours = runs["ours"]
+            for way, run in runs.items():
+                if run.lower > ours.upper + AGREE or ours.lower > run.upper + AGREE:
+                    wrong.append(f"{name} image {index}: ours [{ours.lower}, {ours.upper}], {way} {run}")
+            ratios.append(runs[measured].seconds / max(ours.seconds, 1e-9))
+            cells = " | ".join(shown(run) for run in runs.values())
+            print(
+                f"| {Path(name).stem} | {index} | {ours.upper:.5g} | {cells} | {ratios[-1]:.3g} |",
+                flush=True,
+            )
+        middle = f"{statistics.median(ratios):.3g}"
+        print(f"| {Path(name).stem} | median | | {' | ' * (len(ways) - 1)} | {middle} |")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark and print the table."""
-    given = arguments(argv)
-    torch.set_num_threads(1)
-    wrong: list[str] = []
-    try:
-        version = registry.load("solvers", given.solver).availability().version
-        wanted = tuple(given.ways.split(","))
-        ways = {name: way for name, way in methods(given.solver).items() if name.startswith(wanted)}
-        if "ours" not in ways:
-            raise QueryError(f"--ways {given.ways}", needed="ours among them", fix="add ours")
-        measured = next((name for name in ways if name.startswith("bisect")), "ours")
-        keys = DEFAULT_KEYS if given.keys is None else parse_keys(given.keys)
-        data = load_data(given.data, keys=keys, scale=given.scale)
-        low, high = data.domain if data.domain is not None else (0.0, 1.0)
-        facts = host()
-        print(f"{facts['cpu']}, {facts['cores']} cores; milpver {__version__}, {given.solver} {version}")
-        print(f"\n| net | image | d_bnd | {', s | '.join(ways)}, s | bisect over ours |")
-        print("|---|---:|---:|" + "---:|" * (len(ways) + 1), flush=True)
-        for name in given.nets.split(","):
-            net = load_network(Path(name))
-            ratios = []
-            domain = (float(np.min(low)), float(np.max(high)))
-            chosen = (
-                correct([net], data, given.images).tolist()
-                if given.among is None
-                else closest(net, data, domain, given.among)[: given.images]
-            )
-            for index in chosen:
-                case = Case(net, flat(data)[index], int(data.labels[index]), given.limit, domain)
-                begun = time.perf_counter()
-                runs = {"ours": ways["ours"](case)}
-                if given.patience is not None:
-                    case = replace(case, limit=given.patience * max(1.0, time.perf_counter() - begun))
-                runs |= {way: run(case) for way, run in ways.items() if way != "ours"}
-                ours = runs["ours"]
-                for way, run in runs.items():
-                    if run.lower > ours.upper + AGREE or ours.lower > run.upper + AGREE:
-                        wrong.append(f"{name} image {index}: ours [{ours.lower}, {ours.upper}], {way} {run}")
-                ratios.append(runs[measured].seconds / max(ours.seconds, 1e-9))
-                cells = " | ".join(shown(run) for run in runs.values())
-                print(
-                    f"| {Path(name).stem} | {index} | {ours.upper:.5g} | {cells} | {ratios[-1]:.3g} |",
-                    flush=True,
-                )
-            middle = f"{statistics.median(ratios):.3g}"
-            print(f"| {Path(name).stem} | median | | {' | ' * (len(ways) - 1)} | {middle} |")
-    except (MilpverError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    for each in wrong:
-        print(f"WRONG: {each}", file=sys.stderr)
-    return 1 if wrong else 0
+    return benchmark(partial(table, arguments(argv)))
 
 
 if __name__ == "__main__":

@@ -22,23 +22,23 @@ status is 1. Order of work: row by row, ours first and then the yardsticks image
 from __future__ import annotations
 
 import argparse
+import platform
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bench._command import benchmark, machine
 from bench._mnist_nets import correct, flat, networks
 from milpver import __version__, registry
 from milpver.bounding import margin_rows
-from milpver.compare import host
 from milpver.data import load_data
 from milpver.encoder import encode
-from milpver.errors import MilpverError
-from milpver.machine import keep_to_threads
 from milpver.margin import margins
 from milpver.network import Network
 from milpver.query import Budget, Options, ball, parse_budget
@@ -267,40 +267,31 @@ def read(argv: Sequence[str] | None) -> argparse.Namespace:
     return given
 
 
+def table(settings: argparse.Namespace, wrong: list[str]) -> None:
+    """Print the table; answers that are wrong go to ``wrong``."""
+    settings.out.mkdir(parents=True, exist_ok=True)
+    nets = networks(settings.mnist, settings.out, settings.nets)
+    versions = [
+        f"{each} {registry.load('solvers', each).availability().version}" for each in settings.solvers
+    ]
+    print(machine())
+    print(f"Python {platform.python_version()}, milpver {__version__}, {', '.join(versions)}")
+    print(
+        f"{settings.images} MNIST test images a row, 1 thread, limit {settings.limit:g} s an image (all "
+        "competing classes); times are median (smallest to largest)\n"
+    )
+    print(
+        "| net | removed | mode | yardstick | solved: reference, ours | reference, s | ours, s "
+        "| ratio | nodes | our root gap |"
+    )
+    print("|---|---|---|---|---|---:|---:|---:|---:|---:|", flush=True)
+    for each in measured(settings, nets, wrong):
+        print(each, flush=True)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark and print the table."""
-    wrong: list[str] = []
-    keep_to_threads(1)
-    try:
-        settings = read(argv)
-        settings.out.mkdir(parents=True, exist_ok=True)
-        nets = networks(settings.mnist, settings.out, settings.nets)
-        facts = host()
-        versions = [
-            f"{each} {registry.load('solvers', each).availability().version}" for each in settings.solvers
-        ]
-        print(f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']} GiB, {facts['system']}")
-        print(f"Python {facts['python']}, milpver {__version__}, {', '.join(versions)}")
-        print(
-            f"{settings.images} MNIST test images a row, 1 thread, limit {settings.limit:g} s an image (all "
-            "competing classes); times are median (smallest to largest)\n"
-        )
-        print(
-            "| net | removed | mode | yardstick | solved: reference, ours | reference, s | ours, s "
-            "| ratio | nodes | our root gap |"
-        )
-        print("|---|---|---|---|---|---:|---:|---:|---:|---:|", flush=True)
-        for each in measured(settings, nets, wrong):
-            print(each, flush=True)
-    except (MilpverError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    for each in wrong:
-        print(f"WRONG: {each}", file=sys.stderr)
-    return 1 if wrong else 0
+    return benchmark(partial(table, read(argv)))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bench._command import benchmark
 from milpver import __version__, registry
 from milpver.attack.masks import MaskAttack
 from milpver.bounding import margin_rows
@@ -39,7 +40,6 @@ from milpver.cli import main as milpver
 from milpver.compare import host
 from milpver.data import Dataset, load_data
 from milpver.deviation import deviation_screen
-from milpver.errors import MilpverError
 from milpver.margin import margins
 from milpver.network import Network
 from milpver.onnx_import import load_network
@@ -786,28 +786,21 @@ def report(plan: Plan, results: Results) -> Iterator[str]:
         yield from cifar_tables(plan, results, Images.of(data, plan.images))
 
 
+def write(plan: Plan, wrong: list[str]) -> None:
+    """Print the report and write it to table.md; answers that are wrong go to ``wrong``."""
+    plan.out.mkdir(parents=True, exist_ok=True)
+    results = Results(plan.out / "results.jsonl")
+    lines = []
+    for line in report(plan, results):
+        print(line, flush=True)
+        lines.append(line)
+    (plan.out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    wrong.extend(f"{each} is called robust, and an attack breaks it" for each in results.wrong())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; print the report and write it to table.md."""
-    plan = read(argv)
-    torch.set_num_threads(1)
-    try:
-        plan.out.mkdir(parents=True, exist_ok=True)
-        results = Results(plan.out / "results.jsonl")
-        lines = []
-        for line in report(plan, results):
-            print(line, flush=True)
-            lines.append(line)
-        (plan.out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    except (MilpverError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    wrong = results.wrong()
-    for each in wrong:
-        print(f"WRONG: {each} is called robust, and an attack breaks it", file=sys.stderr)
-    return 1 if wrong else 0
+    return benchmark(partial(write, read(argv)), interrupted="interrupted; the same command goes on")
 
 
 if __name__ == "__main__":

@@ -21,24 +21,24 @@ A bound above the true margin is reported as WRONG, and the exit status is 1.
 from __future__ import annotations
 
 import argparse
+import platform
 import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bench._command import benchmark, machine
 from bench._mnist_nets import correct, flat, networks
 from bench.pruning import GAP, ROWS
 from milpver import __version__, registry
 from milpver.bounding import margin_rows
-from milpver.compare import host
 from milpver.data import load_data
-from milpver.errors import MilpverError
-from milpver.machine import keep_to_threads
 from milpver.margin import margins
 from milpver.network import Network
 from milpver.query import Budget, Options, parse_budget
@@ -191,26 +191,20 @@ def read(argv: Sequence[str] | None) -> argparse.Namespace:
     return given
 
 
+def table(settings: argparse.Namespace, wrong: list[str]) -> None:
+    """Print the table; answers that are wrong go to ``wrong``."""
+    settings.out.mkdir(parents=True, exist_ok=True)
+    nets = networks(settings.mnist, settings.out, settings.nets)
+    print(machine())
+    print(f"Python {platform.python_version()}, milpver {__version__}")
+    print("| " + " | ".join(TITLES) + " |\n" + "|---" * len(TITLES) + "|", flush=True)
+    for text in measured(settings, nets, wrong):
+        print(text, flush=True)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark and print the table."""
-    wrong: list[str] = []
-    keep_to_threads(1)
-    try:
-        settings = read(argv)
-        settings.out.mkdir(parents=True, exist_ok=True)
-        nets = networks(settings.mnist, settings.out, settings.nets)
-        facts = host()
-        print(f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']} GiB, {facts['system']}")
-        print(f"Python {facts['python']}, milpver {__version__}")
-        print("| " + " | ".join(TITLES) + " |\n" + "|---" * len(TITLES) + "|", flush=True)
-        for text in measured(settings, nets, wrong):
-            print(text, flush=True)
-    except (MilpverError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for text in wrong:
-        print(f"WRONG: {text}", file=sys.stderr)
-    return 1 if wrong else 0
+    return benchmark(partial(table, read(argv)))
 
 
 if __name__ == "__main__":

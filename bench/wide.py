@@ -19,11 +19,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from bench._command import benchmark
 from milpver import __version__
-from milpver.compare import host
 from milpver.data import load_data
-from milpver.errors import MilpverError
-from milpver.machine import keep_to_threads
+from milpver.machine import host
 from milpver.margin import margins
 from milpver.network import Network
 from milpver.onnx_import import load_network
@@ -71,8 +70,8 @@ def head(mnist: Path, out: Path) -> Network:
     return load_network(path)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark and print the table."""
+def read(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.wide", description=__doc__, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -84,39 +83,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--images", default=2, type=int, metavar="N", help="images (2)")
     add("--limit", default=300.0, type=float, metavar="S", help="seconds an image (300)")
     add("--decide", action="store_true", help="only the sign of the margin")
-    given = parser.parse_args(argv)
-    keep_to_threads(1)
-    try:
-        given.out.mkdir(parents=True, exist_ok=True)
-        network = head(given.mnist, given.out)
-        data = load_data(given.mnist)
-        x = features(data.inputs.reshape(len(data.inputs), -1)[: 20 * given.images])
-        labels = np.asarray(data.labels)[: len(x)]
-        right = np.flatnonzero(network.graph.evaluate(x.astype(np.float64)).argmax(axis=1) == labels)
-        facts = host()
-        print(f"{facts['cpu']}, {facts['cores']} cores, milpver {__version__}, 1 thread, {given.limit:g} s")
-        print(
-            "\n| removable | image | status | lower | upper | nodes | s |\n|---|---|---|---:|---:|---:|---:|"
-        )
-        for count in given.budgets.split(","):
-            for i in right[: given.images]:
-                (verdict,) = margins(
-                    network, x[i][None], [int(labels[i])], budget=parse_budget([count, "0"], network),
-                    options=Options(timeout=given.limit, decide=given.decide, device="cpu"),
-                )  # fmt: skip
-                lower = "–" if verdict.lower is None else f"{verdict.lower:.6g}"
-                print(
-                    f"| {count} | {i} | {verdict.status.value} | {lower} | {verdict.upper:.6g} "
-                    f"| {verdict.nodes} | {verdict.seconds:.3g} |",
-                    flush=True,
-                )
-    except (MilpverError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return parser.parse_args(argv)
+
+
+def table(given: argparse.Namespace) -> None:
+    """Print the table."""
+    given.out.mkdir(parents=True, exist_ok=True)
+    network = head(given.mnist, given.out)
+    data = load_data(given.mnist)
+    x = features(data.inputs.reshape(len(data.inputs), -1)[: 20 * given.images])
+    labels = np.asarray(data.labels)[: len(x)]
+    right = np.flatnonzero(network.graph.evaluate(x.astype(np.float64)).argmax(axis=1) == labels)
+    facts = host()
+    print(f"{facts['cpu']}, {facts['cores']} cores, milpver {__version__}, 1 thread, {given.limit:g} s")
+    print("\n| removable | image | status | lower | upper | nodes | s |\n|---|---|---|---:|---:|---:|---:|")
+    for count in given.budgets.split(","):
+        for i in right[: given.images]:
+            (verdict,) = margins(
+                network, x[i][None], [int(labels[i])], budget=parse_budget([count, "0"], network),
+                options=Options(timeout=given.limit, decide=given.decide, device="cpu"),
+            )  # fmt: skip
+            lower = "–" if verdict.lower is None else f"{verdict.lower:.6g}"
+            print(
+                f"| {count} | {i} | {verdict.status.value} | {lower} | {verdict.upper:.6g} "
+                f"| {verdict.nodes} | {verdict.seconds:.3g} |",
+                flush=True,
+            )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark and print the table."""
+    given = read(argv)
+    return benchmark(lambda _wrong: table(given))
 
 
 if __name__ == "__main__":
