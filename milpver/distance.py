@@ -476,7 +476,8 @@ class _Search:
         """
         context = self.query.context
         left = np.array(self.open_targets())
-        radius = self.best
+        # More than this need not be proven, and bounds of a smaller ball are tighter.
+        radius = self.best - 0.999 * min(self.options.gap, self.best)
 
         def expired() -> Stop | None:
             if context.interrupted():
@@ -505,6 +506,7 @@ class _Search:
                 offer,
                 limits,
                 self.rounded[left],
+                self.best,
             )
         self.nodes += result.nodes
         self.rounded[left] = np.maximum(self.rounded[left], result.lower)

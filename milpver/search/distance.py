@@ -53,17 +53,20 @@ def search_distance(
     offer: OfferPoints,
     limits: SearchLimits,
     known: Float | None = None,
+    upper: float | None = None,
 ) -> SearchResult:
     """Search a ball for the closest adversarial input.
 
     Args:
         tensors: the graph on its device.
         ball: around x0, clipped to the domain.
-        radius: of the ball; an adversarial input is known at its edge.
+        radius: of the ball: what is to be proven, the distance of the closest adversarial input known less
+            the gap, or more.
         rows: ``f_label - f_j`` of each target, float64 [targets, outputs]; adversarial where one is <= 0.
         offer: replays points.
         limits: when to stop; ``gap`` is one of distances.
         known: certified radius of each target, float64 [targets]; None: 0.
+        upper: distance of the closest adversarial input known; None: ``radius``.
 
     Returns:
         Lower bounds of each target's distance, float64 [targets], at most ``radius``.
@@ -102,6 +105,7 @@ def search_distance(
         floor[~proven],
         lambda x, which: offer(x, np.flatnonzero(~proven)[which]),
         limits,
+        radius if upper is None else upper,
     )
     stop = search.run()
     inner = np.minimum(search.closed, search.frontier.smallest(int((~proven).sum())))
@@ -133,13 +137,14 @@ class _DistanceSearch(PhaseSearch):
         floor: Float,
         offer: OfferPoints,
         limits: SearchLimits,
+        best: float,
     ) -> None:
         self.centre, self.radius = ball
         self.floor = torch.as_tensor(floor, device=self.centre.device)
         self.offer_points = offer
         self.batches = self.failures = 0
-        best: Float = np.full(alternatives.count, self.radius)
-        super().__init__(root, alternatives, lambda *_: best, best, limits)
+        known: Float = np.full(alternatives.count, best)
+        super().__init__(root, alternatives, lambda *_: known, known, limits)
 
     def first(self) -> SearchNodes:
         nodes = super().first()
