@@ -112,6 +112,11 @@ class TriedSpace(Workspace):
 
     balls: Balls | None = None
 
+    @classmethod
+    def of(cls, space: Workspace) -> TriedSpace:
+        """Of the same bounds as another."""
+        return cls(**_parts(space))
+
     @property
     def box_shaped(self) -> bool:
         return False
@@ -153,19 +158,16 @@ def around(space: Workspace, norm: str, centre: torch.Tensor, radius: torch.Tens
     return BallWorkspace(**_parts(space), norm=norm, centre=centre, radius=radius)
 
 
-def root_space(
-    tensors: TensorGraph, norm: str, centre: torch.Tensor, radius: float, **options: Any
-) -> Workspace:
+def root_space(tensors: TensorGraph, norm: str, centre: torch.Tensor, radius: float) -> Workspace:
     """An empty workspace for one ball, or for its box where that is the ball."""
     if norm == "linf":
-        return Workspace(tensors, Budget(), **options)
+        return Workspace(tensors, Budget())
     return BallWorkspace(
         tensors,
         Budget(),
         norm=norm,
         centre=centre,
         radius=torch.tensor([radius], dtype=torch.float64, device=tensors.device),
-        **options,
     )
 
 
