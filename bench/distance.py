@@ -4,23 +4,26 @@
     python -m bench.distance --nets NET.onnx --data DIR --keys x,y --among 60 --ways ours,bisect --patience 12
 
 For each network the first images that it classifies correctly (with ``--among N``: of the first N those that
-an attack finds the closest adversarial inputs for), three ways in turn, one thread each:
+an attack finds the closest adversarial inputs for), every way in turn, one thread each:
 
 - ours: ``--solver auto``;
 - bisect: the papers' bisection on the radius, reference encoding, interval bounds, the MILP solver named;
-- plain: that program minimised directly.
+- plain: that program minimised directly;
+- Marabou, by bisection to the same gap over all competing classes, and OMLT, whose big-M program of a class
+  HiGHS minimises, each class in turn; where they are installed, as processes of their own, killed after the
+  limit (``bench/_peers.py``). The start of Python is left out, and both begin at the distance of the input
+  that our attack finds, as our bisection does, but for nothing.
 
 Norm L-inf, gap 1e-4, seconds of processor time from the input to the verdict (so that other work on the
 machine does not count); the limit is wall-clock. One that is not closed within it counts as what it took and
-shows its bracket. With ``--patience K`` the others get K times the wall-clock time that ours took. Peers join
-the table where they are installed: Marabou (maraboupy), by bisection to the same gap over all competing
-classes. Brackets that do not overlap are reported as WRONG, and the exit status is 1.
+shows its bracket; the last columns say how many times as long as ours the others took. With ``--patience K``
+the others get K times the wall-clock time that ours took. Brackets that do not overlap ours are marked and
+reported as WRONG, and the exit status is 1; what goes wrong with a peer is an ``error``.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import statistics
 import sys
 import time
@@ -32,6 +35,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from bench import _peers
 from bench._command import benchmark
 from bench._mnist_nets import correct, flat
 from milpver import __version__, registry
@@ -46,6 +50,8 @@ from milpver.query import Options
 from milpver.verdict import Status
 
 GAP = 1e-4
+#: The peers' names in the table, and in ``bench/_peers.py``.
+PEERS = {"Marabou": "marabou", "OMLT": "omlt"}
 #: Brackets of one distance may miss each other by a solver's tolerances.
 AGREE = 1e-5
 
@@ -58,12 +64,14 @@ class Run:
         seconds: time taken.
         lower, upper: bracket of the distance.
         solved: whether it is closed.
+        error: what went wrong, "" if nothing did.
     """
 
     seconds: float
     lower: float
     upper: float
     solved: bool
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,33 +101,25 @@ def milpver_run(case: Case, method: str, **options: str) -> Run:
     return Run(time.process_time() - begun, lower, upper, verdict.status is Status.OPTIMAL)
 
 
-def marabou(case: Case) -> Run:
-    """Marabou by bisection: is there a point within the radius at which another class is level or ahead?"""
-    from maraboupy import Marabou  # noqa: PLC0415  a peer, seldom installed
-
-    begun = time.perf_counter()
-    lower, upper = 0.0, 1.0
-    while upper - lower > GAP:
-        radius, nearer = 0.5 * (lower + upper), False
-        for other in range(case.net.graph.outputs):
-            left = case.limit - (time.perf_counter() - begun)
-            if other == case.label or nearer:
-                continue
-            if left <= 1:
-                return Run(case.limit, lower, upper, False)
-            net = Marabou.read_onnx(str(case.net.path))
-            inputs, outputs = net.inputVars[0].flatten(), net.outputVars[0].flatten()
-            for variable, value in zip(inputs, case.image.astype(float), strict=True):
-                net.setLowerBound(variable, max(case.domain[0], value - radius))
-                net.setUpperBound(variable, min(case.domain[1], value + radius))
-            net.addInequality([outputs[case.label], outputs[other]], [1.0, -1.0], 0.0)
-            settings = Marabou.createOptions(timeoutInSeconds=int(left), verbosity=0, numWorkers=1)
-            code, _, _ = net.solve(verbose=False, options=settings)
-            if code not in ("sat", "unsat"):
-                return Run(case.limit, lower, upper, False)
-            nearer = code == "sat"
-        lower, upper = (lower, radius) if nearer else (radius, upper)
-    return Run(time.perf_counter() - begun, lower, upper, True)
+def peer_run(case: Case, name: str) -> Run:
+    """Another verifier, in a process of its own."""
+    image = case.image.astype(np.float64)
+    logits = case.net.graph.evaluate(image[None])[0]
+    low, high = case.domain
+    targets = [j for j in range(len(logits)) if j != case.label]
+    ends = np.full(len(image), low), np.full(len(image), high)
+    found, _ = closest_adversarials(case.net.graph, image, case.label, targets, *ends, steps=6, seed=0)
+    query = _peers.Query(
+        str(case.net.path.resolve()),
+        tuple(image.tolist()),
+        case.label,
+        tuple(logits.tolist()),
+        low,
+        high,
+        min(high - low, float(np.min(found))),
+        GAP,
+    )
+    return Run(*_peers.distance(name, query, case.limit))
 
 
 def methods(solver: str) -> dict[str, Callable[[Case], Run]]:
@@ -130,11 +130,7 @@ def methods(solver: str) -> dict[str, Callable[[Case], Run]]:
         f"bisect, {solver}": lambda case: milpver_run(case, "bisect", **reference),
         f"plain, {solver}": lambda case: milpver_run(case, "direct", **reference),
     }
-    if importlib.util.find_spec("maraboupy") is not None:
-        found["Marabou"] = marabou
-    else:
-        print("left out: Marabou, maraboupy is not installed", file=sys.stderr)
-    return found
+    return found | {title: partial(peer_run, name=name) for title, name in PEERS.items()}
 
 
 def closest(net: Network, data: Dataset, domain: tuple[float, float], among: int) -> list[int]:
@@ -153,9 +149,26 @@ def closest(net: Network, data: Dataset, domain: tuple[float, float], among: int
     return sorted(found, key=found.__getitem__)
 
 
-def shown(run: Run) -> str:
-    """A cell: seconds, and what is known where it is not closed."""
-    return f"{run.seconds:.3g}" if run.solved else f"≥ {run.seconds:.3g} [{run.lower:.4g}, {run.upper:.4g}]"
+def contradicts(run: Run, ours: Run) -> bool:
+    """Whether two brackets of one distance do not overlap, beyond a solver's tolerances."""
+    return run.lower > ours.upper + AGREE or ours.lower > run.upper + AGREE
+
+
+def shown(run: Run, ours: Run) -> str:
+    """A cell: seconds, and what is known where it is not closed; or what is wrong."""
+    bracket = f"[{run.lower:.4g}, {run.upper:.4g}]"
+    if contradicts(run, ours):
+        return f"WRONG {run.seconds:.3g} {bracket}"
+    if run.error:
+        return f"error {bracket}"
+    return f"{run.seconds:.3g}" if run.solved else f"≥ {run.seconds:.3g} {bracket}"
+
+
+def times(run: Run, ours: Run) -> str:
+    """How many times as long as ours another took; at least, where it did not finish."""
+    if run.error or contradicts(run, ours):
+        return "–"
+    return f"{'' if run.solved else '≥ '}{run.seconds / max(ours.seconds, 1e-9):.3g}"
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -175,7 +188,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--keys", metavar="X,Y", help="names of the arrays of an npz file")
     add("--scale", type=float, metavar="S", help="what inputs are divided by (1)")
     add("--among", type=int, metavar="N", help="of the first N images the closest ones by an attack")
-    add("--ways", default="ours,bisect,plain,Marabou", metavar="LIST", help="what is run (all)")
+    add("--ways", default=f"ours,bisect,plain,{','.join(PEERS)}", metavar="LIST", help="what is run (all)")
     add("--patience", type=float, metavar="K", help="limit of the others, in times of ours (the limit)")
     return parser.parse_args(argv)
 
@@ -185,19 +198,29 @@ def table(given: argparse.Namespace, wrong: list[str]) -> None:
     version = registry.load("solvers", given.solver).availability().version
     wanted = tuple(given.ways.split(","))
     ways = {name: way for name, way in methods(given.solver).items() if name.startswith(wanted)}
+    said = []
+    for title, name in PEERS.items():
+        if title in ways and _peers.missing(name):
+            print(f"left out: {title}, {_peers.missing(name)}", file=sys.stderr)
+            del ways[title]
+        elif title in ways:
+            said.append(_peers.versions(name))
     if "ours" not in ways:
         raise QueryError(f"--ways {given.ways}", needed="ours among them", fix="add ours")
-    measured = next((name for name in ways if name.startswith("bisect")), "ours")
+    others = [name for name in ways if name != "ours"]
     keys = DEFAULT_KEYS if given.keys is None else parse_keys(given.keys)
     data = load_data(given.data, keys=keys, scale=given.scale)
     low, high = data.domain if data.domain is not None else (0.0, 1.0)
     facts = host()
-    print(f"{facts['cpu']}, {facts['cores']} cores; milpver {__version__}, {given.solver} {version}")
-    print(f"\n| net | image | d_bnd | {', s | '.join(ways)}, s | bisect over ours |")
-    print("|---|---:|---:|" + "---:|" * (len(ways) + 1), flush=True)
+    tools = ", ".join([f"milpver {__version__}", f"{given.solver} {version}", *said])
+    print(f"{facts['cpu']}, {facts['cores']} cores; {tools}")
+    heads = ["net", "image", "d_bnd", *(f"{way}, s" for way in ("ours", *others))]
+    heads += [f"{way} over ours" for way in others]
+    print(f"\n| {' | '.join(heads)} |")
+    print("|---" + "|---:" * (len(heads) - 1) + "|", flush=True)
     for name in given.nets.split(","):
         net = load_network(Path(name))
-        ratios = []
+        ratios: dict[str, list[float]] = {way: [] for way in others}
         domain = (float(np.min(low)), float(np.max(high)))
         chosen = (
             correct([net], data, given.images).tolist()
@@ -212,17 +235,20 @@ def table(given: argparse.Namespace, wrong: list[str]) -> None:
                 case = replace(case, limit=given.patience * max(1.0, time.perf_counter() - begun))
             runs |= {way: run(case) for way, run in ways.items() if way != "ours"}
             ours = runs["ours"]
-            for way, run in runs.items():
-                if run.lower > ours.upper + AGREE or ours.lower > run.upper + AGREE:
+            for way in others:
+                run = runs[way]
+                if contradicts(run, ours):
                     wrong.append(f"{name} image {index}: ours [{ours.lower}, {ours.upper}], {way} {run}")
-            ratios.append(runs[measured].seconds / max(ours.seconds, 1e-9))
-            cells = " | ".join(shown(run) for run in runs.values())
-            print(
-                f"| {Path(name).stem} | {index} | {ours.upper:.5g} | {cells} | {ratios[-1]:.3g} |",
-                flush=True,
-            )
-        middle = f"{statistics.median(ratios):.3g}"
-        print(f"| {Path(name).stem} | median | | {' | ' * (len(ways) - 1)} | {middle} |")
+                elif run.error:
+                    print(f"{way}, image {index}: {run.error}", file=sys.stderr)
+                else:
+                    ratios[way].append(run.seconds / max(ours.seconds, 1e-9))
+            cells = [Path(name).stem, str(index), f"{ours.upper:.5g}"]
+            cells += [shown(runs[way], ours) for way in ("ours", *others)]
+            cells += [times(runs[way], ours) for way in others]
+            print(f"| {' | '.join(cells)} |", flush=True)
+        middles = [f"{statistics.median(ratios[way]):.3g}" if ratios[way] else "" for way in others]
+        print(f"| {' | '.join([Path(name).stem, 'median', '', '', *('' for _ in others), *middles])} |")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

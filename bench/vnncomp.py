@@ -1,15 +1,18 @@
 """Run VNN-COMP benchmarks: solved, wrong and timed-out instances, median times, and a cactus plot.
 
-    python -m bench.vnncomp FOLDER [FOLDER...] [--out DIR] [--timeout S] [--every N] [--peers nnenum,marabou]
+    python -m bench.vnncomp FOLDER [FOLDER...] [--out DIR] [--timeout S] [--every N] [--by net,expected]
+    python -m bench.vnncomp FOLDER --every 6 --timeout 60 --peers nnenum,marabou,abcrown,omlt
 
 A FOLDER has ``expected.csv`` (columns net, property, timeout_s, expected) or the competition's
 ``instances.csv`` (onnx, vnnlib, timeout; then no verdict is known). Each instance is a process of its own,
 started as the competition's script starts it: times are wall-clock seconds with start-up; beside them stands
-the processor time, which other work on the machine moves less. An answer is right
+the processor time, which other work on the machine moves less. One that has no answer five seconds after its
+limit is killed. An answer is right
 only where it is the expected one; a counterexample is checked here once more, in ONNX Runtime on the file and
-against the formula. ``unknown`` is never right. Where no verdict is known, an answer counts as ``new``. Wrong
+against the formula: ours to the letter, those of peers with the competition's tolerance of 1e-4, which is
+noted. ``unknown`` is never right. Where no verdict is known, an answer counts as ``new``. Wrong
 answers come first, and make the exit status 1. Results are appended to DIR/results.csv; the same command goes
-on from there.
+on from there. Peers (``bench/_peers.py``) that are not installed are named and left out.
 """
 
 from __future__ import annotations
@@ -18,24 +21,22 @@ import argparse
 import csv
 import os
 import re
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench import _peers
 from milpver.drawing import Figure, draw, frame, look, marked, plain_numbers
+from milpver.property import Property
 from milpver.property_file import load_property
 
-ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = (
     "benchmark",
     "net",
@@ -50,7 +51,13 @@ COLUMNS = (
     "note",
 )
 DECIDED = ("sat", "unsat")
+#: Columns by which instances can be grouped.
+BY = ("net", "expected")
 OURS = "milpver"
+#: By how much a peer's counterexample may miss its property, as in the competition.
+TOLERANCE = 1e-4
+#: How the note on a counterexample begins that is none.
+NONE = "the counterexample"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,63 +94,93 @@ def run(tool: str, instance: Instance, limit: float, threads: int) -> tuple[str,
     model, prop = str(instance.folder / instance.net), str(instance.folder / instance.prop)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "result.txt"
+        result = str(Path(folder) / "result.txt")
         if tool == OURS:
             command = [sys.executable, "-m", "milpver", "verify", model, prop, "--timeout", str(limit)]
-            command += ["--threads", str(threads), "--result", str(result)]
+            command += ["--threads", str(threads), "--result", result]
         else:
-            command = [sys.executable, "-m", "bench._peers", tool, model, prop, str(limit)]
-        began, used = time.perf_counter(), _processor()
-        try:
-            done = subprocess.run(
-                command,
-                check=False,
-                capture_output=True,
-                text=True,
-                timeout=limit + 30,
-                cwd=ROOT,
-                env=environment,
-            )
-        except subprocess.TimeoutExpired:
-            return "timeout", time.perf_counter() - began, _processor() - used, "killed"
-        seconds, used = time.perf_counter() - began, _processor() - used
-    answer = (done.stdout.split() or ["error"])[0]
+            command = _peers.command(tool, model, prop, limit)
+        ended = _peers.spawn(command, limit + _peers.GRACE, environment)
+    answer = (ended.stdout.split() or ["error"])[0]
+    if ended.killed:
+        return "timeout", ended.seconds, ended.processor, "killed"
     if answer not in (*DECIDED, "unknown", "timeout"):
         answer = "error"
-    note = " ".join(done.stderr.split())[-200:] if answer == "error" else ""
-    if seconds > limit and answer in DECIDED:
+    note = ""
+    if answer == "error":
+        note = " ".join(ended.stderr.split())[-200:] or f"exit status {ended.status}"
+    elif ended.seconds > limit and answer in DECIDED:
         answer, note = "timeout", f"{answer} after the limit"
-    if tool == OURS and answer == "sat":
-        note = refuted(instance, done.stdout)
-    return answer, seconds, used, note
-
-
-def _processor() -> float:
-    """Processor seconds of the processes that have ended so far."""
-    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return spent.ru_utime + spent.ru_stime
+    elif answer == "sat":
+        note = refuted(instance, ended.stdout) if tool == OURS else missed(instance, ended.stdout)
+    return answer, ended.seconds, ended.processor, note
 
 
 def refuted(instance: Instance, text: str) -> str:
     """Why a counterexample is none; "" where it is one."""
-    import onnxruntime  # noqa: PLC0415  only for counterexamples
-
     prop = load_property(instance.folder / instance.prop)
     found = {name: float(value) for name, value in re.findall(r"([XY]_\d+) (\S+?)\)", text)}
     try:
         exact = [found[f"X_{i}"] for i in range(prop.inputs)]
     except KeyError as error:
-        return f"the counterexample has no {error}"
+        return f"{NONE} has no {error}"
     x = np.array(exact, dtype=np.float32)
     if x.astype(np.float64).tolist() != exact:
-        return "the counterexample is not in float32"
+        return f"{NONE} is not in float32"
+    return "" if prop.violated(x, outputs(instance, x)) else f"{NONE} does not meet the property"
+
+
+def outputs(instance: Instance, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What ONNX Runtime computes for an input, flat."""
+    import onnxruntime  # noqa: PLC0415  only for counterexamples
+
     session = onnxruntime.InferenceSession(
         str(instance.folder / instance.net), providers=["CPUExecutionProvider"]
     )
     entry = session.get_inputs()[0]
     shape = [size if isinstance(size, int) else 1 for size in entry.shape]
-    y = np.asarray(session.run(None, {entry.name: x.reshape(shape)})[0], dtype=np.float32).reshape(-1)
-    return "" if prop.violated(x, y) else "the counterexample does not meet the property"
+    return np.asarray(session.run(None, {entry.name: x.reshape(shape)})[0], dtype=np.float32).reshape(-1)
+
+
+def missed(instance: Instance, text: str) -> str:
+    """By how much the counterexample of a peer misses the property; "" where it does not.
+
+    It is taken to float32, and into the box where it is within the tolerance of it: peers compute in other
+    numbers than the file's.
+    """
+    found = _peers.witness_of(text)
+    if found is None:
+        return "no counterexample given"
+    prop = load_property(instance.folder / instance.prop)
+    if found.shape != (prop.inputs,) or not np.all(np.isfinite(found)):
+        return f"{NONE} has {len(found)} values, or infinite ones"
+    least = np.inf
+    for region in prop.regions:
+        near = np.clip(found, region.lower - TOLERANCE, region.upper + TOLERANCE)
+        if np.any(near != found) or not region.has_float32:
+            least = min(least, _beyond(prop, found, outputs(instance, found.astype(np.float32))))
+            continue
+        x = np.clip(found.astype(np.float32), region.inner_lower, region.inner_upper).astype(np.float32)
+        y = outputs(instance, x)
+        if prop.violated(x, y):
+            return ""
+        least = min(least, _beyond(prop, x.astype(np.float64), y))
+    return (
+        f"within {TOLERANCE:g} only" if least <= TOLERANCE else f"{NONE} misses the property by {least:.3g}"
+    )
+
+
+def _beyond(prop: Property, x: NDArray[np.float64], y: NDArray[np.float32]) -> float:
+    """By how much a point is outside of the nearest region and alternative, in the largest of its rows."""
+    values = np.concatenate([y.astype(np.float64), x]) if prop.joint else y.astype(np.float64)
+    return min(
+        max(
+            float(np.max(np.maximum(region.lower - x, x - region.upper), initial=0.0)),
+            float(np.max(there.rows @ values - there.limits, initial=0.0)),
+        )
+        for region in prop.regions
+        for there in region.alternatives
+    )
 
 
 def mark(row: Mapping[str, str]) -> str:
@@ -154,6 +191,8 @@ def mark(row: Mapping[str, str]) -> str:
     if row["tool"] == OURS and answer == "sat":
         # A checked counterexample proves itself, whatever others said; one that fails is wrong.
         return "wrong" if row["note"] or expected == "unsat" else ("right" if expected == "sat" else "new")
+    if row["note"].startswith(NONE):
+        return "wrong"
     if expected not in DECIDED:
         return "new"
     return "right" if answer == expected else "wrong"
@@ -173,8 +212,8 @@ def done(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(whole.splitlines()))
 
 
-def table(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
-    """Markdown: wrong answers first, then a line a benchmark and tool."""
+def table(rows: Sequence[Mapping[str, str]], by: Sequence[str] = ()) -> Iterator[str]:
+    """Markdown: wrong answers first, then a line a benchmark, value of the columns ``by``, and tool."""
     wrong = [row for row in rows if mark(row) == "wrong"]
     yield f"**{len(wrong)} wrong answers**"
     for row in wrong:
@@ -182,13 +221,15 @@ def table(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
         yield f"- {row['tool']}: {row['answer']} for {asked} {row['note']}"
     yield ""
     counted = ("right", "new", "wrong", "unknown", "timeout", "error")
-    heads = ("benchmark", "tool", "instances", *counted, "median s", "PAR-2 s", "processor s, median")
+    heads = ("benchmark", *by, "tool", "instances", *counted, "median s", "PAR-2 s", "processor s, median")
     yield f"| {' | '.join(heads)} |"
     yield "|---" * len(heads) + "|"
-    groups: dict[tuple[str, str], list[Mapping[str, str]]] = {}
+    groups: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
     for row in rows:
-        groups.setdefault((row["benchmark"], row["tool"]), []).append(row)
-    for (benchmark, tool), part in sorted(groups.items()):
+        groups.setdefault(tuple(row[column] for column in ("benchmark", *by, "tool")), []).append(row)
+    for key, part in sorted(
+        groups.items(), key=lambda group: (*group[0][:-1], group[0][-1] != OURS, group[0][-1])
+    ):
         marks = [mark(row) for row in part]
         solved = [m in ("right", "new") for m in marks]
         times = [
@@ -200,7 +241,7 @@ def table(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
         middle = statistics.median(times)
         bound = "≥ " if sum(solved) <= len(part) / 2 else ""
         yield (
-            f"| {benchmark} | {tool} | {len(part)} | {' | '.join(map(str, counts))} | "
+            f"| {' | '.join(key)} | {len(part)} | {' | '.join(map(str, counts))} | "
             f"{bound}{middle:.2f} | {statistics.mean(late):.2f} | {bound}{statistics.median(own):.2f} |"
         )
 
@@ -244,7 +285,12 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peers", default="", help=f"others to run as well: {','.join(_peers.NAMES)}")
     parser.add_argument("--only-peers", action="store_true", help="leave milpver out")
-    return parser.parse_args(words)
+    parser.add_argument("--by", default="", help=f"a line for each value of these as well: {','.join(BY)}")
+    given = parser.parse_args(words)
+    given.by = [column for column in given.by.split(",") if column]
+    if not set(given.by) <= set(BY):
+        parser.error(f"--by {','.join(given.by)}: any of {','.join(BY)}")
+    return given
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -259,6 +305,7 @@ def main(words: Sequence[str] | None = None) -> int:
             sys.stderr.write(f"{name}: {reason}\n")
         else:
             tools.append(name)
+            sys.stderr.write(f"{name}: {_peers.versions(name)}\n")
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "results.csv"
     rows = done(path)
@@ -283,7 +330,7 @@ def main(words: Sequence[str] | None = None) -> int:
                     rows.append(row)
                     said = f"{mark(row):8} {answer:8} {seconds:7.2f} s {used:7.2f} s"
                     sys.stderr.write(f"{said}  {tool} {' '.join(instance.key)} {note}\n")
-    text = "\n".join(table(rows)) + "\n"
+    text = "\n".join(table(rows, arguments.by)) + "\n"
     (arguments.out / "table.md").write_text(text, encoding="utf-8")
     for kind in ("png", "svg"):
         (arguments.out / f"cactus.{kind}").write_bytes(draw(cactus(rows), kind=kind))

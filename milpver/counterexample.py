@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
@@ -26,12 +26,11 @@ from milpver import registry
 from milpver.attack.pgd import Goal, GraphOracle, RemovedGates, TensorOracle, attack, evaluate
 from milpver.errors import MilpverError, QueryError, SolverUnavailableError
 from milpver.graph import Affine, Graph, Max, Relu
+from milpver.joint import Joint, JointReplay, join
 from milpver.linear import Conv, Float, Sparse
 from milpver.network import Network
 from milpver.property import Property, Region
 from milpver.query import NATIVE, Box, Budget, Options, parse_budget, removed_pairs
-from milpver.replay import Replay
-from milpver.rounding import float32_error
 from milpver.solver import Limits, Stop
 from milpver.verdict import SOLVER_TOLERANCE
 
@@ -82,8 +81,8 @@ class PropertyAnswer:
     Attributes:
         outcome: the answer.
         seconds: wall-clock time.
-        x: the counterexample, float32 [inputs], or None.
-        y: its outputs by ONNX Runtime, float32 [outputs], or None.
+        x: the counterexample, float32 [inputs] as declared, or None.
+        y: its outputs by ONNX Runtime, float32 [outputs] as declared, or None.
         removed: (layer, neuron) pairs of the counterexample's mask.
         engine: what settled it: attack, bounds, search, or a solver's name; "" where nothing did.
         nodes: of searches.
@@ -101,7 +100,7 @@ class PropertyAnswer:
 
 
 def verify_property(
-    network: Network,
+    network: Network | Mapping[str, Network],
     prop: Property,
     *,
     budget: Budget | str | None = None,
@@ -112,38 +111,33 @@ def verify_property(
     """Prove a property, or find a counterexample.
 
     Args:
-        network: the network.
-        prop: the property, of the same numbers of inputs and outputs.
-        budget: masks under all of which the property has to hold, as ``--budget`` takes them or parsed.
+        network: the network; of a query in VNN-LIB 2.0 also the networks by their declared names, those apart
+            that are declared equal to another one (``milpver.joint.load_networks`` reads them).
+        prop: the property.
+        budget: masks under all of which the property of one network has to hold, as ``--budget`` takes them
+            or parsed.
         options: how to answer; ``solver`` auto or bab: the native search.
         should_stop: asked now and then; True ends the run with ``unknown``.
         spent: seconds of the time limit that are gone already.
 
     Raises:
-        QueryError: the property does not fit the network, or asks about probabilities.
+        QueryError: the property does not fit the networks, or asks about probabilities, or a budget goes with
+            several networks.
         PluginError: an unknown solver, encoding or bounding.
         SolverUnavailableError: the solver asked for is missing.
     """
-    _check(network, prop)
-    masks = budget if isinstance(budget, Budget) else parse_budget(budget, network)
-    question = _Question(network, prop, masks, options or Options(solver="auto"), should_stop, spent)
+    joint = join(prop, {"": network} if isinstance(network, Network) else network)
+    for each in joint.networks:
+        _check(each, prop)
+    masks = budget if isinstance(budget, Budget) else parse_budget(budget, joint.networks[0])
+    chosen = options or Options(solver="auto")
+    question = _Question(joint, prop, joint.budget(masks), chosen, should_stop, spent)
     question.run()
     return question.answer()
 
 
 def _check(network: Network, prop: Property) -> None:
-    """Refuse a property that does not fit the network."""
-    fix = "name the network that the property was written for"
-    for noun, declared, own in (
-        ("inputs", prop.inputs, network.graph.inputs),
-        ("outputs", prop.outputs, network.graph.outputs),
-    ):
-        if declared != own:
-            raise QueryError(
-                f"{prop.source} declares {declared} {noun}, {network.path} has {own}",
-                needed=f"as many {noun} as the network has",
-                fix=fix,
-            )
+    """Refuse a network that no property can be decided for."""
     if network.softmax:
         raise QueryError(
             f"{network.path} ends in a softmax, so that {prop.source} is about probabilities",
@@ -182,24 +176,24 @@ class _Case:
 
 
 class _Question:
-    """One property of one network, under way."""
+    """One property, under way; its points are those of the joint graph's input."""
 
     def __init__(
         self,
-        network: Network,
+        joint: Joint,
         prop: Property,
         budget: Budget,
         options: Options,
         should_stop: Callable[[], bool] | None,
         spent: float,
     ) -> None:
-        self.network = network
+        self.joint = joint
         self.prop = prop
         self.budget = budget
         self.options = options
         self._should_stop = should_stop
         self._start = time.perf_counter() - spent
-        self._graph = _joined(network.graph) if prop.joint else network.graph
+        self._graph = _joined(joint.graph) if prop.joint else joint.graph
         self._cases = [_case(region) for region in prop.regions]
         self._witness: tuple[Float32, Float32, RemovedGates] | None = None
         self._float32_only = False
@@ -272,8 +266,9 @@ class _Question:
         message = self._message
         if self._witness is not None:
             outcome = Outcome.SAT
-            x, y, masks = self._witness
-            removed = removed_pairs(self.network, masks)
+            point, y, masks = self._witness
+            x = point[self.prop.places]
+            removed = removed_pairs(self.joint.networks[0], self.joint.own_masks(masks))
         elif all(self._proven(case).all() for case in self._cases):
             outcome = Outcome.UNSAT
             self._engine = self._engine or "bounds"
@@ -413,16 +408,16 @@ class _Question:
         excess = case.goal.values(_with_inputs(y, x, self.prop.joint))
         exact = case.goal.values(self._graph.evaluate(x.astype(np.float64), masks))
         for i in np.argsort(excess.min(axis=1), kind="stable"):
-            if not (excess[i].min() <= 0 and self.prop.violated(x[i], y[i])):
+            if not (excess[i].min() <= 0 and self.prop.violated(x[i, self.prop.places], y[i])):
                 continue
             if exact[i].min() > 0:
                 self._float32_only = True
                 continue
-            apart = np.abs(y[i] - self.network.graph.evaluate(x[i : i + 1].astype(np.float64), removed)[0])
-            error = float32_error(self.network, x[i : i + 1].astype(np.float64), removed)[0]
+            apart = np.abs(y[i] - self.joint.graph.evaluate(x[i : i + 1].astype(np.float64), removed)[0])
+            error = self.joint.float32_error(x[i : i + 1].astype(np.float64), removed)[0]
             if np.any(apart > error):
                 raise MilpverError(
-                    f"{self.network.path}: ONNX Runtime and the graph differ by {float(apart.max()):.3g}",
+                    f"{self.joint.paths}: ONNX Runtime and the graph differ by {float(apart.max()):.3g}",
                     needed="no more than rounding explains",
                     fix="please report it with the model",
                 )
@@ -452,7 +447,8 @@ class _Question:
                 x = case.points[k].astype(np.float32)
                 around = np.concatenate([x[None], self._neighbours(case.region, x)])
                 y = self._replay.outputs(around)
-                if any(self.prop.violated(*each) for each in zip(around, y, strict=True)):
+                declared = around[:, self.prop.places]
+                if any(self.prop.violated(*each) for each in zip(declared, y, strict=True)):
                     return True
         return False
 
@@ -469,11 +465,9 @@ class _Question:
         return TensorGraph(self._graph, pick_device(self.options.device))
 
     @cached_property
-    def _replay(self) -> Replay:
-        """The original file in ONNX Runtime, without anything inserted where nothing can be removed."""
-        masked = bool(self.budget.groups)
-        network = self.network if masked else replace(self.network, layers=())
-        return Replay(network, threads=self.options.threads)
+    def _replay(self) -> JointReplay:
+        """The original files in ONNX Runtime."""
+        return JointReplay(self.joint, threads=self.options.threads, masked=bool(self.budget.groups))
 
     def _prove(self, case: _Case, seconds: float, solver: Solver | None) -> None:
         """Work on one region: bounds, then a search or a solver."""

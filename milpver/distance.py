@@ -6,8 +6,9 @@
 An attack gives the first upper bound and so the ball in which bounds are computed; classes whose certified
 radius exceeds it are dropped; the others are minimised directly, one program a class, in balls that shrink
 with the incumbent (``direct``), or the radius is bisected with one decision a class (``bisect``, the papers'
-reference). Every upper bound is a replayed adversarial input. In L1 and L2 the bounds hold in the ball (its
-dual norm closes them), and the program ranges over the box around it.
+reference). ``auto`` and ``bab`` search the ball of the incumbent natively first (``search.distance``). Every
+upper bound is a replayed adversarial input. In L1 and L2 the bounds hold in the ball (its dual norm closes
+them), and a backend's program ranges over the box around it.
 """
 
 from __future__ import annotations
@@ -106,8 +107,8 @@ def distances(
         domain: limits of the inputs; adversarial inputs lie in it.
         options: how to answer; ``decide`` means nothing here.
         method: ``direct`` or ``bisect``.
-        norm: ``linf``, ``l1`` or ``l2``; l2 takes a backend that solves mixed-integer quadratic programs,
-            which ``auto`` chooses, and ``direct``.
+        norm: ``linf``, ``l1`` or ``l2``; l2 takes ``direct``, and the native search (``auto``, ``bab``) or
+            a backend that solves mixed-integer quadratic programs.
         target: only this competing class, or None for the closest of all.
         indices: positions in the data file, for the records.
         should_stop: asked now and then; True ends the run with the status ``interrupted``.
@@ -162,12 +163,15 @@ def _fit_for(norm: str, method: str, options: Options) -> Options:
     """
     if norm != "l2":
         return options
+    backend = bool(options.solver_options) or options.solver_log is not None
     if method != "direct":
         raise QueryError(
             f"--method {method} with --norm l2, whose balls no rows of a program make",
             needed="--method direct",
             fix="leave out --method",
         )
+    if not options.cross_check and (options.solver == "bab" or (options.solver == "auto" and not backend)):
+        return options
     plain = [name for name in registry.names("solvers") if registry.variants("solvers", name) == (name,)]
     able = [name for name in plain if _takes_squares(name)]
     asked = options.cross_check or (options.solver,)
@@ -181,7 +185,7 @@ def _fit_for(norm: str, method: str, options: Options) -> Options:
         raise QueryError(
             f"--norm l2 with solver {unfit[0]}",
             needed=f"an installed backend that solves mixed-integer quadratic programs: {', '.join(able)}",
-            fix="use e.g. --solver scip (pip install milpver[scip])",
+            fix="use --solver auto, or e.g. --solver scip (pip install milpver[scip])",
         )
     return options
 
@@ -452,32 +456,51 @@ class _Search:
     def search_ball(self) -> bool:
         """Search the ball of the incumbent natively; False where the backend has to (go on to) answer.
 
-        ``auto`` keeps half of the time for its backend.
+        ``auto`` keeps half of the time for its backend, but none for l2, which that could not minimise. In
+        l1 and l2 balls grow where no attack has found an incumbent.
         """
         context = self.query.context
-        if self.norm != "linf":
+        if not (context.native and self.query.method == "direct"):
             return False
-        if not (context.native and self.query.method == "direct" and math.isfinite(self.best)):
+        if self.norm == "linf" and not math.isfinite(self.best):
             return False
         self.engine = "bab"
-        spare = self.clock.remaining / 2 if self.options.solver == "auto" else 0.0
+        spare = self.clock.remaining / 2 if self.options.solver == "auto" and self.norm != "l2" else 0.0
         while True:
-            stop = self.search_once(spare)
+            radius = self.search_radius()
+            if not math.isfinite(self.best) and radius > _WIDEST:
+                self.fail_endless(radius)
+                return True
+            stop = self.search_once(radius, spare)
             if stop in (Stop.INTERRUPTED, Stop.MEMORY):
                 self.status = status_of(stop)
                 return True
-            if stop is not Stop.TARGET or not self.open_targets():
+            grows = stop is Stop.OPTIMAL and not math.isfinite(self.best)
+            if not (stop is Stop.TARGET or grows) or not self.open_targets():
                 return spare == 0.0 or not self.open_targets()
 
-    def search_once(self, spare: float) -> Stop:
-        """One search, in the ball of the incumbent, until the clock says ``spare``: why it stopped.
+    def search_radius(self) -> float:
+        """Of the ball to search natively; beyond the domain where that is what is left, to close all of it."""
+        if math.isfinite(self.best):
+            # More than this need not be proven, and bounds of a smaller ball are tighter.
+            return self.best - 0.999 * min(self.options.gap, self.best)
+        k = min(self.open_targets(), key=lambda k: float(self.lower[k]))
+        radius = self.ball_radius(k)
+        return radius if radius < self.reach else self.reach * (1 + 1e-6) + 4 * self.options.gap
 
-        That is ``TARGET`` where the incumbent has come so close that a smaller ball is worth a new start.
+    def fail_endless(self, radius: float) -> None:
+        """Note that nothing ends the search."""
+        self.status = Status.ERROR
+        self.message = f"no adversarial input within {radius:g}, and no domain that ends the search"
+
+    def search_once(self, radius: float, spare: float) -> Stop:
+        """One search of a ball, that of the incumbent or one without, until the clock says ``spare``.
+
+        Returns why it stopped: ``TARGET`` where the incumbent has come so close that a smaller ball is worth
+        a new start.
         """
         context = self.query.context
         left = np.array(self.open_targets())
-        # More than this need not be proven, and bounds of a smaller ball are tighter.
-        radius = self.best - 0.999 * min(self.options.gap, self.best)
 
         def expired() -> Stop | None:
             if context.interrupted():
@@ -506,10 +529,12 @@ class _Search:
                 offer,
                 limits,
                 self.rounded[left],
-                self.best,
+                norm=self.norm,
+                upper=self.best,
             )
         self.nodes += result.nodes
-        self.rounded[left] = np.maximum(self.rounded[left], result.lower)
+        self.impossible[left] |= result.lower > self.reach
+        self.rounded[left] = np.maximum(self.rounded[left], np.minimum(result.lower, self.reach))
         for k in left:
             self.reason[k] = status_of(Stop.TIMEOUT if result.stop is Stop.TARGET else result.stop)
         return result.stop
@@ -540,8 +565,7 @@ class _Search:
             k = min(left, key=lambda k: float(self.lower[k])) if not math.isfinite(self.best) else left[0]
             radius = self.ball_radius(k)
             if not math.isfinite(self.best) and radius > _WIDEST:
-                self.status = Status.ERROR
-                self.message = f"no adversarial input within {radius:g}, and no domain that ends the search"
+                self.fail_endless(radius)
                 return
             share = self.clock.remaining / min(2, len(left))
             if not self.minimise_in(k, radius, share) and not self.minimise_in(
@@ -696,8 +720,7 @@ class _Search:
             low = min(float(self.lower[k]) for k in left)
             middle = (low + self.best) / 2 if math.isfinite(self.best) else self.ball_radius(left[0])
             if middle > _WIDEST and not math.isfinite(self.best):
-                self.status = Status.ERROR
-                self.message = f"no adversarial input within {middle:g}, and no domain that ends the search"
+                self.fail_endless(middle)
                 return
             bounds = self.bounds_in([middle])
             encoded = encode(

@@ -5,6 +5,7 @@ The graph is what is verified; the original bytes are what a witness is replayed
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from milpver.errors import QueryError
 from milpver.graph import Graph
 from milpver.linear import Float
 
-__all__ = ["GateableLayer", "Network"]
+__all__ = ["GateableLayer", "Network", "Port"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,26 @@ class GateableLayer:
         return tuple(size if place == axis else 1 for place, size in enumerate(self.shape))
 
 
+@dataclass(frozen=True, slots=True)
+class Port:
+    """An ONNX tensor at a network's edge.
+
+    Attributes:
+        name: the tensor.
+        shape: its shape; a batch dimension counts as 1.
+        hidden: whether it is no output of the file, but was asked for.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    hidden: bool = False
+
+    @property
+    def size(self) -> int:
+        """Number of entries, of one input."""
+        return math.prod(self.shape)
+
+
 @dataclass(frozen=True, eq=False)
 class Network:
     """A network read from an ONNX file.
@@ -77,6 +98,8 @@ class Network:
         softmax: whether a softmax at the end was dropped; questions about probabilities are then an error.
         mean, std: normalisation in front of the original file, float64 [inputs], or None.
         conv_layers: the convolutions whose channels can be removed; () unless the file was read for that.
+        inputs, outputs: the tensors that the graph's input and output hold one after the other; more than one
+            of either only where the file was read for that, and then without a batch dimension.
     """
 
     graph: Graph
@@ -95,6 +118,8 @@ class Network:
     mean: Float | None = None
     std: Float | None = None
     conv_layers: tuple[GateableLayer, ...] = ()
+    inputs: tuple[Port, ...] = ()
+    outputs: tuple[Port, ...] = ()
 
     @property
     def gateable(self) -> tuple[GateableLayer, ...]:

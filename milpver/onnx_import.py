@@ -12,6 +12,7 @@ import pkgutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from numpy.typing import NDArray
 
 from milpver.errors import ModelError
 from milpver.graph import Gate
-from milpver.network import GateableLayer, Network
+from milpver.linear import selection
+from milpver.network import GateableLayer, Network, Port
 from milpver.onnx_file import DEFAULT_DOMAINS, OnnxFile, check_model, first_line, read_model
 from milpver.op import (
     FREE,
@@ -55,7 +57,9 @@ def lowerings() -> dict[str, Lowering]:
     return found
 
 
-def load_network(path: Path | str, *, channels: bool = False) -> Network:
+def load_network(
+    path: Path | str, *, channels: bool = False, several: bool = False, hidden: Sequence[str] = ()
+) -> Network:
     """Read a network from an ONNX file.
 
     Every hidden fully connected layer's activation gets a Gate, and with ``channels`` that of every hidden
@@ -65,6 +69,9 @@ def load_network(path: Path | str, *, channels: bool = False) -> Network:
     Args:
         path: the file. Weights in external files have to lie in its folder.
         channels: whether channels of convolutions may be removed.
+        several: whether it may have several inputs and outputs, which ``Network.inputs`` and ``outputs``
+            name; such a network has no batch dimension.
+        hidden: tensors inside of the network that become outputs in front of the others (with ``several``).
 
     Raises:
         ModelError: the file is missing or damaged, its weights are not finite, or it uses what milpver does
@@ -72,19 +79,26 @@ def load_network(path: Path | str, *, channels: bool = False) -> Network:
     """
     file = read_model(Path(path))
     known = lowerings()
-    nodes = _needed_nodes(file)
+    _refuse_missing(file, hidden)
+    outputs = (*hidden, *_outputs(file, several))
+    nodes = _needed_nodes(file, outputs)
     _refuse_unknown(file.path, nodes, known)
-    source = _source(file)
+    sources = _sources(file, several)
     initializers = _initializers(file, nodes)
     check_model(file.path, file.model)
-    output = file.model.graph.output[0].name
+    if several:  # what one of them calls a batch need not be one of the others
+        sources = tuple(replace(each, batch=None, declared=0, shape=each.whole) for each in sources)
     try:
-        lowered = _lower(file, nodes, known, source, initializers, output, channels)
+        lowered = _lower(file, nodes, known, sources, initializers, outputs, channels)
     except _RereadError as error:
-        reread = source.read_as(error.reading)
-        lowered = _lower(file, nodes, known, reread, initializers, output, channels)
-        source = reread
-    return _network(file, nodes, source, *lowered)
+        sources = tuple(each.read_as(error.reading) for each in sources)
+        lowered = _lower(file, nodes, known, sources, initializers, outputs, channels)
+    builder, results = lowered
+    ports = tuple(
+        Port(name, each.shape, hidden=place < len(hidden))
+        for place, (name, each) in enumerate(zip(outputs, results, strict=True))
+    )
+    return _network(file, nodes, sources, ports, builder, results)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +119,11 @@ class _Source:
     batch: int | None
     declared: int | None
 
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """Its shape with the batch axis at its size, a free one at 1."""
+        return self.shape if self.batch in (None, FREE) else (self.batch or 1, *self.shape[1:])
+
     def read_as(self, reading: str) -> _Source:
         """The same input with a batch of one, or without a batch axis."""
         if reading == "single":
@@ -120,19 +139,34 @@ class _RereadError(Exception):
         self.reading = reading
 
 
-def _needed_nodes(file: OnnxFile) -> list[Any]:
-    """The nodes that the output depends on, in the file's order."""
-    graph = file.model.graph
-    if len(graph.output) != 1:
-        names = ", ".join(repr(output.name) for output in graph.output)
+def _outputs(file: OnnxFile, several: bool) -> tuple[str, ...]:
+    """The names of the outputs."""
+    names = tuple(output.name for output in file.model.graph.output)
+    if len(names) != 1 and not several:
         raise ModelError(
-            f"{file.path} has {len(graph.output)} outputs: {names}",
+            f"{file.path} has {len(names)} outputs: {', '.join(map(repr, names))}",
             needed="one output",
             fix="export the one that is to be verified, for example with onnx.utils.extract_model",
         )
-    wanted = {graph.output[0].name}
+    return names
+
+
+def _refuse_missing(file: OnnxFile, hidden: Sequence[str]) -> None:
+    """Refuse hidden tensors that no node makes."""
+    made = {name for node in file.model.graph.node for name in node.output if name}
+    if missing := [name for name in hidden if name not in made]:
+        raise ModelError(
+            f"{file.path} has no node that makes the tensor {missing[0]!r}",
+            needed="the name of a tensor that the network computes",
+            fix="look the name up, for example with Netron",
+        )
+
+
+def _needed_nodes(file: OnnxFile, outputs: Sequence[str]) -> list[Any]:
+    """The nodes that outputs depend on, in the file's order."""
+    wanted = set(outputs)
     found = []
-    for node in reversed(graph.node):
+    for node in reversed(file.model.graph.node):
         if wanted.intersection(node.output):
             found.append(node)
             wanted.update(name for name in node.input if name)
@@ -173,21 +207,32 @@ def _refuse(path: Path, problems: Sequence[tuple[Any, str]], known: Mapping[str,
     )
 
 
-def _source(file: OnnxFile) -> _Source:
-    """The one input that is no initializer."""
-    from onnx import TensorProto, helper  # noqa: PLC0415  only where a file is read
-
-    graph, path = file.model.graph, file.path
-    stored = {tensor.name for tensor in graph.initializer}
-    inputs = [entry for entry in graph.input if entry.name not in stored]
-    if len(inputs) != 1:
+def _sources(file: OnnxFile, several: bool) -> tuple[_Source, ...]:
+    """The inputs that are no initializers."""
+    stored = {tensor.name for tensor in file.model.graph.initializer}
+    inputs = [entry for entry in file.model.graph.input if entry.name not in stored]
+    if len(inputs) != 1 and not (several and inputs):
         names = ", ".join(repr(entry.name) for entry in inputs) or "none"
         raise ModelError(
-            f"{path} has {len(inputs)} inputs: {names}",
+            f"{file.path} has {len(inputs)} inputs: {names}",
             needed="one input",
             fix="export the network with one input, the others as constants",
         )
-    entry = inputs[0]
+    found = tuple(_source(file.path, entry) for entry in inputs)
+    kinds = [each.dtype.name for each in found]
+    if len(set(kinds)) > 1:
+        raise ModelError(
+            f"{file.path} has inputs of the types {', '.join(kinds)}",
+            needed="one type",
+            fix="export the network with inputs of one type",
+        )
+    return found
+
+
+def _source(path: Path, entry: Any) -> _Source:
+    """One input."""
+    from onnx import TensorProto, helper  # noqa: PLC0415  only where a file is read
+
     kind = entry.type.tensor_type
     if not entry.type.HasField("tensor_type") or kind.elem_type not in (
         TensorProto.FLOAT,
@@ -286,20 +331,25 @@ def _lower(
     file: OnnxFile,
     nodes: Sequence[Any],
     known: Mapping[str, Lowering],
-    source: _Source,
+    sources: Sequence[_Source],
     initializers: Mapping[str, Value],
-    output: str,
+    outputs: Sequence[str],
     channels: bool,
-) -> tuple[Builder, Tensor]:
-    """Lower all nodes; the builder and the output.
+) -> tuple[Builder, tuple[Tensor, ...]]:
+    """Lower all nodes; the builder and the outputs.
 
     Raises:
         _RereadError: the first axis has to be read otherwise.
         ModelError: some nodes are not supported; all of them that can be told are named.
     """
-    builder = Builder(int(np.prod(source.shape, dtype=np.int64)), source.name, channels=channels)
+    sizes = [math.prod(source.shape) for source in sources]
+    builder = Builder(sum(sizes), sources[0].name, channels=channels)
     values: dict[str, Value | None] = {"": None, **initializers}
-    values[source.name] = Tensor(0, source.shape, source.dtype)
+    for source, size, end in zip(sources, sizes, accumulate(sizes), strict=True):
+        own = selection(np.arange(end - size, end), sum(sizes))
+        node = builder.affine(((0, own),), np.zeros(size), source.name)
+        values[source.name] = Tensor(node, source.shape, source.dtype)
+    batch = sources[0].batch
     failed: set[str] = set()
     problems: list[tuple[Any, str]] = []
     for node in nodes:
@@ -322,7 +372,7 @@ def _lower(
             attributes=_attributes(file.path, node),
             opset=file.opset,
             builder=builder,
-            batch=source.batch,
+            batch=batch,
         )
         try:
             made = _results(known[node.op_type], call)
@@ -333,7 +383,7 @@ def _lower(
                 fix="repair the weights, or train the network again",
             ) from error
         except BatchError as error:
-            if error.reading == "single" or (error.reading == "none" and source.batch != FREE):
+            if error.reading == "single" or (error.reading == "none" and batch != FREE):
                 raise _RereadError(error.reading) from error
             problems.append((node, str(error)))
             failed.update(node.output)
@@ -344,14 +394,18 @@ def _lower(
             values.update(zip(node.output, made, strict=False))
     if problems:
         _refuse(file.path, problems, known)
-    result = values.get(output)
-    if not isinstance(result, Tensor):
-        raise ModelError(
-            f"{file.path}: output {output!r} does not depend on input {source.name!r}",
-            needed="an output computed from the input",
-            fix="export the network again",
-        )
-    return builder, result
+    found = []
+    for output in outputs:
+        result = values.get(output)
+        if not isinstance(result, Tensor):
+            inputs = " or ".join(repr(source.name) for source in sources)
+            raise ModelError(
+                f"{file.path}: output {output!r} does not depend on input {inputs}",
+                needed="an output computed from the input",
+                fix="export the network again",
+            )
+        found.append(result)
+    return builder, tuple(found)
 
 
 def _results(lowering: Lowering, call: Call) -> Sequence[Value]:
@@ -366,11 +420,32 @@ def _results(lowering: Lowering, call: Call) -> Sequence[Value]:
     return made if isinstance(made, Sequence) else (made,)
 
 
+def _together(builder: Builder, results: Sequence[Tensor]) -> int:
+    """The node that holds several results one after the other."""
+    if len(results) == 1:
+        return results[0].node
+    total = sum(result.size for result in results)
+    places: dict[int, NDArray[np.int64]] = {}
+    start = 0
+    for result in results:
+        taken = places.setdefault(result.node, np.full(total, -1))
+        taken[start : start + result.size] = np.arange(result.size)
+        start += result.size
+    terms = [(node, selection(taken, builder.size(node))) for node, taken in places.items()]
+    return builder.affine(terms, np.zeros(total), "outputs")
+
+
 def _network(
-    file: OnnxFile, nodes: Sequence[Any], source: _Source, builder: Builder, result: Tensor
+    file: OnnxFile,
+    nodes: Sequence[Any],
+    sources: Sequence[_Source],
+    outputs: tuple[Port, ...],
+    builder: Builder,
+    results: Sequence[Tensor],
 ) -> Network:
     """The network around a lowered graph."""
-    graph, gated = builder.finish(result.node)
+    source, logits = sources[0], next((each.logits for each in results if each.logits), "")
+    graph, gated = builder.finish(_together(builder, results))
     layers, conv_layers = (
         tuple(
             GateableLayer(
@@ -391,7 +466,7 @@ def _network(
         sha256=file.sha256,
         model=file.content,
         input_name=source.name,
-        output_name=result.logits or file.model.graph.output[0].name,
+        output_name=logits or outputs[-1].name,
         input_shape=source.shape if source.declared == 0 else source.shape[1:],
         batch=source.declared,
         layers=layers,
@@ -399,7 +474,9 @@ def _network(
         operators=dict(Counter(_operator(node) for node in file.model.graph.node)),
         parameters=_parameters(file, nodes),
         dtype=source.dtype.name,
-        softmax=bool(result.logits),
+        softmax=bool(logits),
+        inputs=tuple(Port(each.name, each.shape) for each in sources),
+        outputs=outputs,
     )
 
 

@@ -7,6 +7,7 @@ in float64, rounded so that no counterexample is lost, over which bounds and sea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -22,6 +23,7 @@ __all__ = [
     "Alternative",
     "AnyOf",
     "Comparison",
+    "Declaration",
     "Every",
     "Formula",
     "Property",
@@ -116,32 +118,72 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A declared input or output, as an answer prints it.
+    """A declared input, hidden node or output, as an answer prints it.
 
     Attributes:
         name: as declared.
         kind: its element type as declared, ``float32`` or ``real``.
         shape: as declared; () for a scalar.
+        onnx: the ONNX tensor that it stands for, "" where the order of declarations says that.
     """
 
     name: str
     kind: str
     shape: tuple[int, ...]
+    onnx: str = ""
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """A network that a query declares.
+
+    Attributes:
+        name: as declared.
+        inputs, hidden, outputs: its tensors, in order; hidden ones name their ONNX tensors.
+        equal_to: the network that it is another copy of, or "".
+        isomorphic_to: the network that has the same architecture and other weights, or "".
+    """
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    hidden: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    equal_to: str = ""
+    isomorphic_to: str = ""
+
+    @property
+    def results(self) -> tuple[Tensor, ...]:
+        """What the network computes: the hidden tensors, then the outputs."""
+        return (*self.hidden, *self.outputs)
+
+    @property
+    def plain(self) -> bool:
+        """Whether it has one input, one output, and nothing else."""
+        return len(self.inputs) == 1 and len(self.results) == 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Property:
     """A property, as read from a file.
 
+    Inputs that a query sets equal throughout are one entry of what regions range over: a box has no inside
+    where two entries are equal, and no float32 search would meet it.
+
     Attributes:
         source: the file.
         version: of VNN-LIB, "1.0" or "2.0".
-        inputs, outputs: number of declared entries.
+        inputs, outputs: number of declared entries, of all networks together in the order of declarations;
+            hidden nodes count as outputs in front of their network's.
         regions: together they hold every counterexample.
-        joint: whether rows range over outputs and inputs, float64 [k, outputs + inputs], the outputs first.
-        formula: what was written.
-        network: the network's name in the file, "" in version 1.0.
-        tensors: the declared input and output (version 2.0), or ().
+        joint: whether rows range over outputs and free inputs, float64 [k, outputs + free], outputs first.
+        formula: what was written, over the declared entries.
+        networks: what is declared (version 2.0), or ().
+        places: for each declared input its entry of a region's box, int64 [inputs].
     """
 
     source: Path
@@ -151,15 +193,20 @@ class Property:
     regions: tuple[Region, ...]
     joint: bool
     formula: Formula
-    network: str = ""
-    tensors: tuple[Tensor, ...] = ()
+    networks: tuple[Declaration, ...]
+    places: NDArray[np.int64]
+
+    @property
+    def free(self) -> int:
+        """Number of inputs that are not equal to one before them: entries of a region's box."""
+        return int(self.places.max()) + 1
 
     def violated(self, x: NDArray[np.float32], y: NDArray[np.float32]) -> bool:
         """Whether (x, y) is a counterexample: meets the formula exactly, without any tolerance.
 
         Args:
-            x: float32 [inputs].
-            y: float32 [outputs], what the network gives.
+            x: float32 [inputs], as declared.
+            y: float32 [outputs], what the networks give.
         """
         point = np.concatenate([x, y]).astype(np.float64)
         if len(x) != self.inputs or len(y) != self.outputs or not np.all(np.isfinite(point)):

@@ -117,7 +117,15 @@ class Replay:
             rows = np.minimum(np.arange(filled), count - 1)
             x, masks = x[rows], {label: mask[rows] for label, mask in masks.items()}
         with np.errstate(over="ignore"):
-            feeds = {network.input_name: x.reshape(*lead, *network.input_shape).astype(self._dtype)}
+            cast = x.astype(self._dtype)
+        names = [network.output_name]
+        if len(network.inputs) > 1 or len(network.outputs) > 1:
+            ends = np.cumsum([port.size for port in network.inputs])
+            parts = zip(network.inputs, np.split(cast[0], ends[:-1]), strict=True)
+            feeds = {port.name: values.reshape(port.shape) for port, values in parts}
+            names = [port.name for port in network.outputs]
+        else:
+            feeds = {network.input_name: cast.reshape(*lead, *network.input_shape)}
         convs = [layer for layer in network.conv_layers if masks[layer.label].any()]
         if convs and self._channel_session is None:
             self._channel_session = self._opened(network.gateable)
@@ -129,10 +137,11 @@ class Replay:
             feeds[f"milpver_mask_{layer.label}"] = kept.reshape(shape).astype(self._mask_types[layer.label])
         try:
             session = self._channel_session if convs else self._session
-            (found,) = session.run([network.output_name], feeds)
+            found = session.run(names, feeds)
         except Exception as error:
             raise _runtime_error(network, error) from error
-        result: Float32 = np.asarray(found).reshape(filled, -1)[:count].astype(np.float32)
+        entries = np.concatenate([np.asarray(each).reshape(filled, -1) for each in found], axis=1)
+        result: Float32 = entries[:count].astype(np.float32)
         return result
 
 
@@ -338,7 +347,14 @@ def _element_types(network: Network, model: Any) -> dict[str, int]:
 
 
 def _cut(model: Any, network: Network) -> None:
-    """Make the tensor before a dropped softmax the model's output."""
+    """Make the tensor before a dropped softmax the model's output, and add hidden ones that are asked for."""
+    import onnx  # noqa: PLC0415  only where a network is run
+
+    own = {output.name for output in model.graph.output}
+    for port in network.outputs if len(network.outputs) > 1 else ():
+        if port.name not in own:
+            kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(network.dtype))
+            model.graph.output.append(onnx.helper.make_tensor_value_info(port.name, kind, None))
     if network.softmax:
         output = model.graph.output[0]
         output.name = network.output_name

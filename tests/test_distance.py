@@ -344,7 +344,6 @@ def test_questions_that_make_no_sense(tmp_path: Path) -> None:
         ({"method": "guess"}, "--method guess.*direct or bisect"),
         ({"norm": "l3"}, "--norm l3.*linf, l1, l2"),
         ({"norm": "l2", "solver": "highs"}, "--norm l2 with solver highs.*gurobi, scip"),
-        ({"norm": "l2", "solver": "bab"}, "--norm l2 with solver bab.*gurobi, scip"),
         ({"norm": "l2", "cross_check": ("scip", "highs")}, "--norm l2 with solver highs"),
         ({"norm": "l2", "method": "bisect"}, "--method bisect with --norm l2.*direct"),
         ({"target": 2}, "--target 2.*0 to 1"),

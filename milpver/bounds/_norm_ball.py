@@ -29,7 +29,7 @@ from milpver.bounds._workspace import Workspace
 from milpver.linear import Float
 from milpver.query import Budget
 
-__all__ = ["BallWorkspace", "ball_bounds"]
+__all__ = ["BallWorkspace", "ball_bounds", "shared_steepness"]
 
 #: Rounds of ``v <- sqrt(sum of free c^2 / (r^2 - sum of capped room^2))``, which falls towards its limit.
 _ROUNDS = 8
@@ -67,7 +67,7 @@ class BallWorkspace(Workspace):
             kept = torch.minimum(size, _threshold(size.detach(), room, radius).unsqueeze(2))
             dual = kept.amax(dim=2)
         else:
-            kept = torch.minimum(size, _share(size.detach(), room, radius).unsqueeze(2) * room)
+            kept = torch.minimum(size, shared_steepness(size.detach(), room, radius).unsqueeze(2) * room)
             dual = (kept.square().sum(dim=2) + 1e-300).sqrt()
         covered, spent = (kept * room).sum(dim=2), radius * dual
         with torch.no_grad():
@@ -85,8 +85,14 @@ def _threshold(size: torch.Tensor, room: torch.Tensor, radius: torch.Tensor) -> 
     return torch.where(reached.any(dim=2), found, torch.zeros_like(found))
 
 
-def _share(size: torch.Tensor, room: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
-    """The v of l2, float64 [batch, rows]."""
+def shared_steepness(size: torch.Tensor, room: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
+    """The v of l2, float64 [batch, rows].
+
+    Args:
+        size: |c|, float64 [batch, rows, inputs].
+        room: of every entry, float64 [batch, rows, inputs].
+        radius: float64 [batch, rows or 1].
+    """
     found: torch.Tensor = size.norm(dim=2) / radius.clamp(min=1e-300)
     for _ in range(_ROUNDS):
         capped = size > found.unsqueeze(2) * room

@@ -59,8 +59,7 @@ class _Instance:
 
     def files(self, folder: Path, budget: Masks) -> Files:
         """Its files; version 2.0 lists pairs of a network's name and file."""
-        name, text = named(self.onnx)
-        return Files(folder / text, folder / self.vnnlib, name, budget)
+        return Files(named(self.onnx, folder), folder / self.vnnlib, budget)
 
 
 def run_batch(arguments: Namespace, options: Options) -> int:

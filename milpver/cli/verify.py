@@ -12,8 +12,9 @@ import sys
 import threading
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -80,19 +81,18 @@ class Files:
     """What an instance is made of.
 
     Attributes:
-        model, query: the files.
-        name: of the network in the query, "" where none is given.
+        models: the networks' files, each with its name in the query, "" where none is given.
+        query: the property's file.
         budget: masks, as the command line has them.
     """
 
-    model: Path
+    models: tuple[tuple[str, Path], ...]
     query: Path
-    name: str
     budget: Masks
 
 
 def _files(arguments: Namespace) -> Files:
-    """The network's file and the property's, from ``MODEL PROPERTY`` or ``QUERY --network NAME=MODEL``."""
+    """The files of networks and property, from ``MODEL PROPERTY`` or ``QUERY --network NAME=MODEL ...``."""
     files, networks = arguments.files, arguments.network
     if not networks:
         if len(files) != 2:
@@ -101,35 +101,60 @@ def _files(arguments: Namespace) -> Files:
                 needed="a network and a property",
                 fix="milpver verify MODEL.onnx PROPERTY.vnnlib, or verify QUERY --network NAME=MODEL.onnx",
             )
-        name, model = named(files[0])
-        return Files(Path(model), Path(files[1]), name, masks_of(arguments))
-    if len(files) != 1 or len(networks) != 1:
+        return Files(named(files[0]), Path(files[1]), masks_of(arguments))
+    if len(files) != 1:
         raise QueryError(
             f"{len(files)} files and {len(networks)} --network",
-            needed="one query and one network",
+            needed="one query, and a --network for each network that it declares",
             fix="milpver verify QUERY.vnnlib --network NAME=MODEL.onnx",
         )
-    name, sign, path = networks[0].partition("=")
-    if not (name and sign and path):
-        raise QueryError(
-            f"--network {networks[0]}",
-            needed="NAME=FILE",
-            fix="give the network's name in the query, then its file",
-        )
-    return Files(Path(path), Path(files[0]), name, masks_of(arguments))
+    pairs = []
+    for text in networks:
+        name, sign, path = text.partition("=")
+        if not (name and sign and path):
+            raise QueryError(
+                f"--network {text}",
+                needed="NAME=FILE",
+                fix="give the network's name in the query, then its file",
+            )
+        pairs.append((name, Path(path)))
+    return Files(_once(pairs), Path(files[0]), masks_of(arguments))
 
 
-def named(text: str) -> tuple[str, str]:
-    """A network's name and file, where a list of such pairs is written in place of a file (version 2.0)."""
+def named(text: str, folder: Path = Path()) -> tuple[tuple[str, Path], ...]:
+    """The networks' names and files, where a list of such pairs is written in place of a file (version 2.0).
+
+    Args:
+        text: a file, or the list.
+        folder: what the files are relative to.
+
+    Raises:
+        QueryError: the list cannot be read, is empty, or has a name twice.
+    """
     if not text.startswith("["):
-        return "", text
+        return (("", folder / text),)
     try:
-        ((name, path),) = ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError) as error:
+        pairs = [(str(name), folder / str(path)) for name, path in ast.literal_eval(text)]
+        if not pairs:
+            raise ValueError(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise QueryError(
-            f"the networks {text[:80]}", needed="one (name, file) pair", fix="ask about one network"
+            f"the networks {text[:80]}", needed="(name, file) pairs", fix="write [('f', 'model.onnx')]"
         ) from error
-    return str(name), str(path)
+    return _once(pairs)
+
+
+def _once(pairs: Sequence[tuple[str, Path]]) -> tuple[tuple[str, Path], ...]:
+    """Networks' names and files, each name once."""
+    names = [name for name, _ in pairs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        files = " and ".join(str(path) for name, path in pairs if name == twice[0])
+        raise QueryError(
+            f"the network {twice[0]} is given twice: {files}",
+            needed="one file for each network",
+            fix="leave one out",
+        )
+    return tuple(pairs)
 
 
 def masks_of(arguments: Namespace) -> Masks:
@@ -167,21 +192,15 @@ def answered(
     """
     began = time.perf_counter()
     prop = load_property(files.query)
-    if files.name and prop.network and files.name != prop.network:
-        raise QueryError(
-            f"--network {files.name}=..., and {files.query} declares the network {prop.network}",
-            needed="the name that the query declares",
-            fix=f"--network {prop.network}={files.model}",
-        )
-    from milpver.onnx_import import load_network  # noqa: PLC0415  only once the property has been read
+    from milpver.joint import load_networks  # noqa: PLC0415  only once the property has been read
 
-    network = load_network(files.model, channels=names_layers(*files.budget))
+    networks = load_networks(prop, dict(files.models), channels=names_layers(*files.budget))
     from milpver.counterexample import verify_property  # noqa: PLC0415  as above
 
     entries, keep, remove = files.budget
-    masks = parse_budget(entries, network, keep=keep, remove=remove)
+    masks = parse_budget(entries, next(iter(networks.values())), keep=keep, remove=remove)
     answer = verify_property(
-        network,
+        networks,
         prop,
         budget=masks,
         options=options,
@@ -205,9 +224,12 @@ def counterexample(prop: Property, answer: PropertyAnswer) -> str:
     x, y = ([repr(float(value)) for value in part] for part in (answer.x, answer.y))
     if prop.version == "2.0":
         lines = []
-        for tensor, values in zip(prop.tensors, (x, y), strict=True):
-            lines.append(f"{tensor.name} {tensor.kind} [{','.join(str(size) for size in tensor.shape)}]")
-            lines.extend(values)
+        inputs, results = iter(x), iter(y)
+        for network in prop.networks:
+            for tensors, values in ((network.inputs, inputs), (network.results, results)):
+                for tensor in tensors:
+                    lines.append(f"{tensor.name} {tensor.kind} [{','.join(map(str, tensor.shape))}]")
+                    lines.extend(islice(values, tensor.size))
     else:
         lines = [f"(X_{k} {value})" for k, value in enumerate(x)]
         lines += [f"(Y_{k} {value})" for k, value in enumerate(y)]

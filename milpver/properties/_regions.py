@@ -3,21 +3,22 @@
 Comparisons of one input with a number make the box, everything else makes rows ``A y <= b``. Limits are
 rounded so that no counterexample is lost: boxes outward, b upward; rows with coefficients that float64 does
 not have are multiplied by their common denominator. Strict comparisons are taken as closed ones here; the
-formula itself, against which witnesses are checked, keeps them.
+formula itself, against which witnesses are checked, keeps them. Inputs that are equal throughout become one:
+the first of them stands for all, and has the limits of all.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
 from milpver.errors import DataError
-from milpver.property import Alternative, AnyOf, Comparison, Every, Formula, Property, Region, Tensor
+from milpver.property import Alternative, AnyOf, Comparison, Declaration, Every, Formula, Property, Region
 
 __all__ = ["Declared", "property_of"]
 
@@ -41,7 +42,7 @@ class Declared:
         inputs, outputs: number of entries.
         name: of a variable, for messages.
         line: of a comparison's place, for messages.
-        network, tensors: see ``Property``.
+        networks: see ``Property``.
     """
 
     source: Path
@@ -50,8 +51,7 @@ class Declared:
     outputs: int
     name: Callable[[int], str]
     line: Callable[[int], int]
-    network: str = ""
-    tensors: tuple[Tensor, ...] = ()
+    networks: tuple[Declaration, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +69,89 @@ def property_of(formula: Formula, declared: Declared) -> Property:
         DataError: the box of an alternative is empty or has no bound, an alternative says nothing about the
             outputs, the normal form is too large, or a coefficient cannot be represented.
     """
+    first = _first_equals(_conjuncts(formula)[0], declared.inputs)
+    kept, places = np.unique(first, return_inverse=True)
+    free = len(kept)
+
+    def moved(variable: int) -> int:
+        return int(places[variable]) if variable < declared.inputs else variable - declared.inputs + free
+
+    def name(variable: int) -> str:
+        return declared.name(int(kept[variable]) if variable < free else variable - free + declared.inputs)
+
+    own = declared if free == declared.inputs else replace(declared, inputs=free, name=name)
     try:
-        return _Normaliser(declared).property_of(formula)
+        regions, joint = _Normaliser(own).regions(formula if own is declared else _renamed(formula, moved))
     except OverflowError:
         raise DataError(
             f"{declared.source}: numbers beyond what float64 can hold",
             needed="smaller ones",
             fix="correct them",
         ) from None
+    return Property(
+        source=declared.source,
+        version=declared.version,
+        inputs=declared.inputs,
+        outputs=declared.outputs,
+        regions=regions,
+        joint=joint,
+        formula=formula,
+        networks=declared.networks,
+        places=places.astype(np.int64),
+    )
+
+
+def _conjuncts(formula: Formula) -> tuple[list[Comparison], list[Formula]]:
+    """The comparisons that hold throughout, and the disjunctions."""
+    comparisons: list[Comparison] = []
+    disjunctions: list[Formula] = []
+    waiting = [formula]
+    while waiting:
+        part = waiting.pop()
+        match part:
+            case Comparison():
+                comparisons.append(part)
+            case Every(parts=parts):
+                waiting.extend(reversed(parts))
+            case AnyOf(parts=(only,)):
+                waiting.append(only)
+            case AnyOf():
+                disjunctions.append(part)
+    return comparisons, disjunctions
+
+
+def _first_equals(comparisons: Sequence[Comparison], inputs: int) -> list[int]:
+    """For each input the first one that comparisons set equal to it; itself where there is none."""
+    below = set()
+    for each in comparisons:
+        if each.constant == 0 and not each.strict and len(each.terms) == 2 and each.terms[1][0] < inputs:
+            (left, factor), (right, other) = each.terms
+            if factor == -other:
+                below.add((left, right) if factor > 0 else (right, left))
+    first = list(range(inputs))
+
+    def root(variable: int) -> int:
+        while first[variable] != variable:
+            first[variable] = first[first[variable]]
+            variable = first[variable]
+        return variable
+
+    for low, high in below:
+        if low < high and (high, low) in below:
+            one, same = root(low), root(high)
+            first[max(one, same)] = min(one, same)
+    return [root(variable) for variable in range(inputs)]
+
+
+def _renamed(formula: Formula, moved: Callable[[int], int]) -> Formula:
+    """The formula over fewer variables, some of which become one."""
+    if isinstance(formula, Every | AnyOf):
+        return replace(formula, parts=tuple(_renamed(part, moved) for part in formula.parts))
+    terms: dict[int, Fraction] = {}
+    for variable, coefficient in formula.terms:
+        place = moved(variable)
+        terms[place] = terms.get(place, Fraction(0)) + coefficient
+    return replace(formula, terms=tuple(sorted((place, value) for place, value in terms.items() if value)))
 
 
 class _Normaliser:
@@ -85,7 +160,8 @@ class _Normaliser:
     def __init__(self, declared: Declared) -> None:
         self._declared = declared
 
-    def property_of(self, formula: Formula) -> Property:
+    def regions(self, formula: Formula) -> tuple[tuple[Region, ...], bool]:
+        """The regions, and whether rows range over inputs as well."""
         declared = self._declared
         common, disjunctions = self._split(formula)
         conjunctions = self._product(common, disjunctions)
@@ -116,36 +192,13 @@ class _Normaliser:
             shared = each.box is common.box
             box = () if shared else tuple(sorted(each.box.items(), key=lambda entry: entry[0]))
             grouped.setdefault(box, []).append(kept[each.rows])
-        return Property(
-            source=declared.source,
-            version=declared.version,
-            inputs=declared.inputs,
-            outputs=declared.outputs,
-            regions=self._regions(common.box, grouped),
-            joint=joint,
-            formula=formula,
-            network=declared.network,
-            tensors=declared.tensors,
-        )
+        return self._regions(common.box, grouped), joint
 
     # ------------------------------------------------------------------------------- normal form
 
     def _split(self, formula: Formula) -> tuple[_Conjunction | None, list[Formula]]:
         """What holds throughout, and the disjunctions; contradictions in what is written are refused."""
-        comparisons: list[Comparison] = []
-        disjunctions: list[Formula] = []
-        waiting = [formula]
-        while waiting:
-            part = waiting.pop()
-            match part:
-                case Comparison():
-                    comparisons.append(part)
-                case Every(parts=parts):
-                    waiting.extend(reversed(parts))
-                case AnyOf(parts=(only,)):
-                    waiting.append(only)
-                case AnyOf():
-                    disjunctions.append(part)
+        comparisons, disjunctions = _conjuncts(formula)
         return self._conjunction(comparisons), disjunctions
 
     def _conjunction(self, comparisons: Sequence[Comparison]) -> _Conjunction | None:

@@ -1,23 +1,25 @@
 """VNN-LIB 2.0 through the ``vnnlib`` package: parsing and typing are the reference implementation's.
 
-Taken over are queries about one network with one input and one output tensor and linear expressions; their
-tree becomes the same formula as that of version 1.0, with constants read from their text as rationals.
+Taken over are queries about any number of networks, their inputs, hidden nodes and outputs, in linear
+expressions; their tree becomes the same formula as that of version 1.0, with constants read from their text
+as rationals. The variables are the inputs of all networks in the order of declarations, then what each
+network computes: its hidden nodes and its outputs.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from milpver.errors import DataError
 from milpver.properties._regions import Declared, property_of
-from milpver.property import AnyOf, Comparison, Every, Formula, Property, Tensor
+from milpver.property import AnyOf, Comparison, Declaration, Every, Formula, Property, Tensor
 
 __all__ = ["PROPERTY_FORMAT"]
 
@@ -87,32 +89,21 @@ class _Reader:
     def __init__(self, query: Any, source: Path) -> None:
         self._source = source
         self._query = query
-        self._tensors: tuple[Tensor, ...] = ()
+        self._tensors: dict[str, Tensor] = {}
         self._first: dict[str, int] = {}
         self._line = 0
 
     def property(self) -> Property:
         """The property of the query."""
-        networks = tuple(self._query.networks)
-        if len(networks) != 1:
-            raise self._unsupported(f"{len(networks)} networks", "one network")
-        network = networks[0]
-        if network.hidden:
-            raise self._unsupported(f"the hidden node {network.hidden[0].name}", "inputs and outputs alone")
-        for noun, tensors in (("input", network.inputs), ("output", network.outputs)):
-            if len(tensors) != 1:
-                raise self._unsupported(f"{len(tensors)} {noun}s", f"one {noun} tensor")
-        declared = (network.inputs[0], network.outputs[0])
-        for each in declared:
-            if each.dtype.name not in _KINDS:
-                raise self._unsupported(f"{each.name} of type {each.dtype.name}", "float32 or real")
-        self._tensors = tuple(
-            Tensor(each.name, _KINDS[each.dtype.name], tuple(each.shape)) for each in declared
-        )
-        inputs, outputs = (math.prod(each.shape) for each in self._tensors)
-        if not inputs or not outputs:
-            raise self._unsupported("a tensor without entries", "at least one input and one output")
-        self._first = {self._tensors[0].name: 0, self._tensors[1].name: inputs}
+        networks = tuple(self._declaration(each) for each in self._query.networks)
+        names = [each.name for each in networks]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise self._unsupported(f"the network {twice[0]} is declared twice", "a name for each network")
+        inputs = [tensor for each in networks for tensor in each.inputs]
+        results = [tensor for each in networks for tensor in each.results]
+        self._tensors = {tensor.name: tensor for tensor in (*inputs, *results)}
+        ends = tuple(accumulate(tensor.size for tensor in self._tensors.values()))
+        self._first = dict(zip(self._tensors, (0, *ends[:-1]), strict=True))
         formulas = tuple(self._formula(each.expr) for each in self._query.assertions)
         if not formulas:
             raise DataError(
@@ -123,19 +114,47 @@ class _Reader:
             Declared(
                 source=self._source,
                 version="2.0",
-                inputs=inputs,
-                outputs=outputs,
+                inputs=sum(tensor.size for tensor in inputs),
+                outputs=sum(tensor.size for tensor in results),
                 name=self._name,
                 line=lambda place: place,
-                network=network.name,
-                tensors=self._tensors,
+                networks=networks,
             ),
         )
 
+    def _declaration(self, network: Any) -> Declaration:
+        """A declared network."""
+        inputs, hidden, outputs = (
+            tuple(self._tensor(each) for each in part)
+            for part in (network.inputs, network.hidden, network.outputs)
+        )
+        for part in (inputs, outputs):
+            if any(each.onnx for each in part) and not all(each.onnx for each in part):
+                missing = next(each.name for each in part if not each.onnx)
+                raise self._unsupported(
+                    f"{missing} of the network {network.name} has no ONNX name, others have one",
+                    "names for all of a network's inputs, or outputs, or for none",
+                )
+        return Declaration(
+            network.name, inputs, hidden, outputs, network.equal_to or "", network.isometric_to or ""
+        )
+
+    def _tensor(self, declared: Any) -> Tensor:
+        """A declared tensor."""
+        kind = declared.dtype.name
+        if kind not in _KINDS:
+            raise self._unsupported(f"{declared.name} of type {kind}", "float32 or real")
+        onnx_name = (declared.onnx_name or "").strip('"')
+        found = Tensor(declared.name, _KINDS[kind], tuple(declared.shape), onnx_name)
+        if not found.size:
+            raise self._unsupported(f"{found.name} has no entries", "at least one entry")
+        return found
+
     def _name(self, variable: int) -> str:
         """An entry of a tensor, as the file writes it."""
-        second = variable >= self._first[self._tensors[1].name]
-        tensor = self._tensors[1 if second else 0]
+        tensor = next(
+            each for each in self._tensors.values() if 0 <= variable - self._first[each.name] < each.size
+        )
         rest, places = variable - self._first[tensor.name], []
         for size in reversed(tensor.shape):
             rest, place = divmod(rest, size)
@@ -215,7 +234,7 @@ class _Reader:
 
     def _variable(self, node: Any) -> int:
         """The number of a tensor's entry, row-major."""
-        tensor = next((each for each in self._tensors if each.name == node.name), None)
+        tensor = self._tensors.get(node.name)
         if tensor is None or len(node.indices) != len(tensor.shape):
             raise self._unsupported(
                 f"the variable {node.name}{list(node.indices)}", "entries of declared tensors"

@@ -22,6 +22,7 @@ import torch
 
 from milpver.bounds._tensors import TensorGraph
 from milpver.graph import Affine, Input, Relu
+from milpver.search._region import Boxes, Regions
 
 __all__ = ["Ascent", "Lines"]
 
@@ -39,31 +40,40 @@ class Lines:
         free: 1 where the sign is open.
         active: 1 where it is surely >= 0.
         steep, missed: the chord.
-        lower, upper: the input boxes, float32 [nodes or 1, 1, inputs].
+        inputs: the regions of inputs.
     """
 
     free: torch.Tensor
     active: torch.Tensor
     steep: torch.Tensor
     missed: torch.Tensor
-    lower: torch.Tensor
-    upper: torch.Tensor
+    inputs: Regions
 
     @classmethod
-    def of(cls, low: torch.Tensor, high: torch.Tensor, box: tuple[torch.Tensor, torch.Tensor]) -> Lines:
-        """The lines for bounds, [nodes, U], in boxes, [nodes or 1, inputs]."""
+    def of(
+        cls,
+        low: torch.Tensor,
+        high: torch.Tensor,
+        inputs: tuple[torch.Tensor, torch.Tensor] | Regions,
+    ) -> Lines:
+        """The lines for bounds, [nodes, U], in boxes, [nodes or 1, inputs], or in other regions."""
         low, high = low.float(), high.float()
         open_ = (low < 0) & (high > 0)
         active = (low >= 0).float()
         steep = torch.where(open_, high / (high - low).clamp(min=1e-30), active)
         missed = torch.where(open_, -steep * low, torch.zeros_like(low))
-        parts = (open_.float(), active, steep, missed, box[0].float(), box[1].float())
-        return cls(*(part.unsqueeze(1) for part in parts))
+        return cls(
+            open_.float().unsqueeze(1),
+            active.unsqueeze(1),
+            steep.unsqueeze(1),
+            missed.unsqueeze(1),
+            Boxes.of(*inputs) if isinstance(inputs, tuple) else inputs,
+        )
 
     def pick(self, at: torch.Tensor) -> Lines:
         """Those of some nodes."""
-        lower, upper = (part if len(part) == 1 else part[at] for part in (self.lower, self.upper))
-        return Lines(self.free[at], self.active[at], self.steep[at], self.missed[at], lower, upper)
+        inputs = self.inputs.pick(at)
+        return Lines(self.free[at], self.active[at], self.steep[at], self.missed[at], inputs)
 
 
 @dataclass(slots=True, eq=False)
@@ -114,7 +124,7 @@ class Ascent:
 
         Returns:
             The bounds, float32 [nodes, R]; the coefficients that arrive at the unstable neurons' ReLUs,
-            float32 [nodes, R, U]; and those of the inputs, float32 [nodes, R, inputs].
+            float32 [nodes, R, U]; and the inputs that attain the bounds, float32 [nodes, R, inputs].
         """
         slope = torch.addcmul(lines.active, alpha, lines.free)
         constant = rows.new_zeros(rows.shape[:2])
@@ -125,8 +135,8 @@ class Ascent:
             c, node = pending.pop(index), self.graph.nodes[index]
             match node:
                 case Input():
-                    least = torch.where(c > 0, lines.lower, lines.upper)
-                    return constant + (c * least).sum(dim=2), arrived, c
+                    point = lines.inputs.lowest(c)
+                    return constant + (c * point).sum(dim=2), arrived, point
                 case Affine():
                     constant = constant + c @ self.tensors.biases[index]
                     pairs = zip(node.terms, self.tensors.operators[index], strict=True)
@@ -149,16 +159,16 @@ class Ascent:
                 pending[source] = pending[source] + through if source in pending else through
 
     def forward(
-        self, lines: Lines, alpha: torch.Tensor, arrived: torch.Tensor, slope: torch.Tensor
+        self, lines: Lines, alpha: torch.Tensor, arrived: torch.Tensor, point: torch.Tensor
     ) -> torch.Tensor:
-        """The values z of the unstable neurons at the minimum, through the lines, float32 [nodes, R, U]."""
+        """The values z of the unstable neurons at inputs, through the lines, float32 [nodes, R, U]."""
         own = torch.addcmul(lines.active, alpha, lines.free)
         found = torch.zeros_like(arrived)
         values: list[torch.Tensor] = []
         for index, node in enumerate(self.graph.nodes[:-1]):
             match node:
                 case Input():
-                    values.append(torch.where(slope > 0, lines.lower, lines.upper))
+                    values.append(point)
                 case Affine():
                     shape = (*arrived.shape[:2], node.size)
                     total = self.tensors.biases[index].expand(shape).reshape(-1, node.size)
@@ -207,7 +217,7 @@ class Ascent:
         state = _State(*start)
         scale: torch.Tensor | None = None
         for step in range(1, steps + 1):
-            found, arrived, slope = self.backward(wanted, lines, state.alpha, state.mu)
+            found, arrived, point = self.backward(wanted, lines, state.alpha, state.mu)
             found = found - limits[at]
             better = (found > value[at]).unsqueeze(2)
             best_alpha[at] = torch.where(better, state.alpha, best_alpha[at])
@@ -223,11 +233,11 @@ class Ascent:
                 if count <= (1 - _DROP) * len(open_):
                     keep = open_.nonzero()[:, 0]
                     at, state, lines = at[keep], state.pick(keep), lines.pick(keep)
-                    wanted, sign, arrived, slope = wanted[keep], sign[keep], arrived[keep], slope[keep]
+                    wanted, sign, arrived, point = wanted[keep], sign[keep], arrived[keep], point[keep]
                     scale = None if scale is None else scale[keep]
             if scale is None:
                 scale = self._scale(arrived)
-            z = self.forward(lines, state.alpha, arrived, slope)
+            z = self.forward(lines, state.alpha, arrived, point)
             self._move(state, (arrived.clamp(min=0.0) * lines.free * z, -z * sign.abs()), step, scale)
             state.mu = sign * (sign * state.mu).clamp(min=0.0)
         return best_alpha, best_mu, value

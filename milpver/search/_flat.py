@@ -15,6 +15,7 @@ from functools import cached_property
 import torch
 
 from milpver.bounds._crown import ReluLines, affine_terms
+from milpver.bounds._norm_ball import BallWorkspace
 from milpver.bounds._rounding import gamma, outward
 from milpver.bounds._tensors import TensorGraph
 from milpver.bounds._workspace import Workspace
@@ -92,7 +93,7 @@ class FlatCrown:
 
     Args:
         tensors: the graph on its device.
-        root: the root's bounds of every node, a batch of one.
+        root: the root's bounds of every node, a batch of one; those of a ball stand for all boxes.
         layout: of the arrays that bounds come in and go out by.
         many: there will be many rows, so that compiled code, which takes a second to load, is worth it.
     """
@@ -106,6 +107,7 @@ class FlatCrown:
         self._tensors = tensors
         self._graph = tensors.graph
         self._layout = layout
+        self._root = root
         self._largest = [root.largest(index)[0] for index in range(len(self._graph.nodes))]
         self._charges = self._rounding(root)
 
@@ -177,8 +179,7 @@ class FlatCrown:
         spans = self._layout.spans.items()
         lines = {node: _table(low[:, a:b], high[:, a:b]) for node, (a, b) in spans}
         owner = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
-        zero = torch.zeros(1, self._graph.inputs, dtype=rows.dtype, device=rows.device)
-        constant, slopes = self._backward(source, rows, owner, (zero, zero), lines)
+        constant, slopes = self._backward(source, rows, owner, None, lines)
         return slopes, constant
 
     def _tighten(
@@ -275,12 +276,27 @@ class FlatCrown:
         c, r = pending[0]
         return c.abs() + r
 
+    def _least(
+        self, c: torch.Tensor, owner: torch.Tensor, box: tuple[torch.Tensor, torch.Tensor]
+    ) -> torch.Tensor:
+        """The minimum of ``c x`` over each row's box, or the root's ball if it is one, float64 [rows]."""
+        root = self._root
+        if not isinstance(root, BallWorkspace):
+            return self._passes.least(c, owner, box)
+        if c.device.type != "cpu" or root.centre is None or root.radius is None:
+            return root.least(c.unsqueeze(0))[0]
+        from milpver.search._region_kernel import gains  # noqa: PLC0415  it takes a second to load
+
+        down, up = root.centre - root.lows[0][0], root.highs[0][0] - root.centre
+        whole = self._passes.least(c, torch.zeros_like(owner), (root.lows[0], root.highs[0]))
+        return whole + gains(root.norm, c, down, up, float(root.radius[0]))
+
     def _backward(
         self,
         start: int,
         rows: torch.Tensor,
         owner: torch.Tensor,
-        box: tuple[torch.Tensor, torch.Tensor],
+        box: tuple[torch.Tensor, torch.Tensor] | None,
         lines: dict[int, torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Bound rows over a node from below, each in its own box.
@@ -289,7 +305,7 @@ class FlatCrown:
             start: the node.
             rows: float64 [rows, size].
             owner: the box of each row, int64 [rows].
-            box: lower and upper limits, float64 [batch, inputs].
+            box: lower and upper limits, float64 [batch, inputs]; None: the bounds are those at inputs of 0.
             lines: node that a Relu reads -> flat slope, chord's slope and constant, float64 [batch, 3 size].
 
         Returns:
@@ -313,7 +329,7 @@ class FlatCrown:
             match node:
                 case Input():
                     slope = c
-                    added = self._passes.least(c, owner, box)
+                    added = None if box is None else self._least(c, owner, box)
                 case Affine():
                     operators = self._tensors.operators[index]
                     pairs = zip(node.terms, operators, strict=True)

@@ -28,6 +28,7 @@ from milpver.search._ascent import Ascent, Lines
 from milpver.search._compressed import SingleTensors
 from milpver.search._flat import FlatCrown, Layout
 from milpver.search._leaf import solve_leaf
+from milpver.search._region import Boxes, Regions
 from milpver.search.bab import SearchLimits
 from milpver.search.frontier import Frontier, Nodes
 from milpver.solver import Stop
@@ -475,7 +476,11 @@ class PhaseSearch:
         """The lines of a workspace's unstable neurons."""
         low = self.root.layout.joined(space.lows)[:, self.unstable]
         high = self.root.layout.joined(space.highs)[:, self.unstable]
-        return Lines.of(low, high, (space.lows[0], space.highs[0]))
+        return Lines.of(low, high, self.inputs(space))
+
+    def inputs(self, space: Workspace) -> Regions:
+        """The regions of inputs of a workspace's nodes."""
+        return Boxes.of(space.lows[0], space.highs[0])
 
     def done(self, value: torch.Tensor) -> torch.Tensor:
         """Nodes whose bound closes them for all that float32 may be off, bool [nodes]."""
@@ -530,7 +535,7 @@ class PhaseSearch:
                 low[at, neuron] = low[at, neuron].clamp(min=0.0)
             else:
                 high[at, neuron] = high[at, neuron].clamp(max=0.0)
-            lines = Lines.of(low, high, (space.lows[0], space.highs[0]))
+            lines = Lines.of(low, high, self.inputs(space))
             with torch.no_grad():
                 value, _, _ = self.ascent.backward(rows, lines, many.alpha, many.mu)
             lifted.append((value - limits).amax(dim=1).view(count, trials))

@@ -4,7 +4,8 @@ In a ball that is known to hold an adversarial input, every node of ``_phases`` 
 its margin. The smallest radius at which that function can reach 0 is a lower bound of the distance on the
 node; nodes are taken by it, and closed where it comes up to the closest adversarial input known. A radius
 counts once a backward pass over its own ball, rounded outward, has found a bound > 0 there. With all signs
-fixed a linear program gives the distance on the node, and its duals a function that proves it.
+fixed a linear program (for L2 a projection) gives the distance on the node, and its duals a function that
+proves it. L1 and L2 balls are never taken for the boxes around them, by bounds of pre-activations neither.
 """
 
 from __future__ import annotations
@@ -16,15 +17,26 @@ import torch
 from scipy import sparse
 
 from milpver.bounds._crown import Multipliers, backward, crown_bounds
+from milpver.bounds._norm_ball import BallWorkspace
 from milpver.bounds._tensors import TensorGraph
 from milpver.bounds._workspace import Workspace
 from milpver.graph import Max
 from milpver.linear import Float, Int
-from milpver.query import Box, Budget
+from milpver.query import Box
 from milpver.search._alternatives import Alternatives
 from milpver.search._collapsed import collapsed
 from milpver.search._compressed import compressed, without_max
 from milpver.search._phases import PhaseSearch, Root, SearchNodes
+from milpver.search._projection import project
+from milpver.search._region import (
+    Balls,
+    Regions,
+    TracedSpace,
+    TriedSpace,
+    around,
+    reach_of,
+    root_space,
+)
 from milpver.search.bab import SearchLimits, SearchResult
 from milpver.search.box import root_steps
 from milpver.solver import Stop
@@ -41,6 +53,8 @@ _RARELY = 4
 _BACK = 1e-9
 #: How often a radius that rounding refuses is taken back by what it lacks.
 _PROOFS = 3
+#: What a margin is to be below 0 by, relative to the outputs, where a leaf's closest input does not replay.
+_INSIDE = (1e-13, 1e-11, 1e-9, 1e-7)
 #: What a unit of contradicting signs costs in a leaf's linear program.
 _PENALTY = 1e4
 
@@ -53,19 +67,22 @@ def search_distance(
     offer: OfferPoints,
     limits: SearchLimits,
     known: Float | None = None,
+    *,
+    norm: str = "linf",
     upper: float | None = None,
 ) -> SearchResult:
     """Search a ball for the closest adversarial input.
 
     Args:
         tensors: the graph on its device.
-        ball: around x0, clipped to the domain.
+        ball: around x0, clipped to the domain; for ``l1`` and ``l2`` the box around it.
         radius: of the ball: what is to be proven, the distance of the closest adversarial input known less
             the gap, or more.
         rows: ``f_label - f_j`` of each target, float64 [targets, outputs]; adversarial where one is <= 0.
         offer: replays points.
         limits: when to stop; ``gap`` is one of distances.
         known: certified radius of each target, float64 [targets]; None: 0.
+        norm: ``linf``, ``l1`` or ``l2``.
         upper: distance of the closest adversarial input known; None: ``radius``.
 
     Returns:
@@ -83,7 +100,8 @@ def search_distance(
         steps = root_steps(bounded) if ascent and bounded is not None else 0
         if ascent and (not steps or _all_but_closed(tensors, ball, radius, rows, found, limits.gap)):
             break
-        space = Workspace(tensors, Budget(), hurry=lambda: limits.expired() is not None)
+        space = root_space(tensors, norm, tensors.tensor(ball.centre), radius)
+        space.hurry = lambda: limits.expired() is not None
         if bounded is not None:
             space.known = dict(enumerate(zip(bounded.lows, bounded.highs, strict=True)))
         found, best = crown_bounds(space, *box, alternatives.rows.unsqueeze(0), steps=steps, row_steps=10)
@@ -98,7 +116,9 @@ def search_distance(
     best = Multipliers({node: alpha[:, kept] for node, alpha in best.alpha.items()})
     fewer = collapsed(tensors, bounded, best)
     small, space, best = compressed(tensors, bounded, best) if fewer is None else fewer
-    search = _DistanceSearch(
+    if norm != "linf":
+        space = around(space, norm, tensors.tensor(ball.centre), tensors.tensor(np.array([radius])))
+    search = (_DistanceSearch if norm == "linf" else _BallSearch)(
         Root.of(small, space, best, recompute=fewer is None),
         alternatives.only(~proven),
         (tensors.tensor(ball.centre), radius),
@@ -295,3 +315,96 @@ class _DistanceSearch(PhaseSearch):
             return None
         duals = np.maximum(-np.asarray(found.ineqlin.marginals)[2 * inputs :], 0.0)
         return np.clip(np.asarray(found.x[:inputs]), *box), duals
+
+
+class _BallSearch(_DistanceSearch):
+    """``_DistanceSearch`` in L1 and L2; the root's workspace is that of the ball."""
+
+    leaf_functions: tuple[Float, Float] | None = None
+
+    @property
+    def outer(self) -> BallWorkspace:
+        """The root's bounds."""
+        space = self.root.workspace
+        if not isinstance(space, BallWorkspace):
+            raise TypeError("not the bounds of a ball")
+        return space
+
+    def space(self, low: torch.Tensor, high: torch.Tensor, nodes: SearchNodes) -> Workspace:
+        space = super().space(low, high, nodes)
+        radius = self.own(nodes).clamp(min=0.0)
+        if low.dtype == torch.float64:
+            return around(space, self.outer.norm, self.centre, radius)
+        found = TriedSpace.of(space)
+        down, up = self.centre - self.outer.lows[0][0], self.outer.highs[0][0] - self.centre
+        found.balls = Balls(self.outer.norm, self.centre.float(), down.float(), up.float(), radius.float())
+        return found
+
+    def inputs(self, space: Workspace) -> Regions:
+        if not isinstance(space, TriedSpace) or space.balls is None:
+            raise TypeError("not nodes in balls")
+        return space.balls
+
+    def reached(
+        self, space: Workspace, rows: torch.Tensor, multipliers: Multipliers, start: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[int, torch.Tensor]]:
+        last = len(self.graph.nodes) - 1
+        outer = self.outer
+        with torch.no_grad():
+            traced = TracedSpace.of(space)
+            constant, arrived = backward(traced, last, rows, multipliers, rounded=False)
+            slope = torch.zeros_like(outer.lows[0]) if traced.slope is None else traced.slope[:, 0]
+            value = constant[:, 0] + slope @ self.centre
+            reach = reach_of(
+                outer.norm,
+                self.centre.cpu().numpy(),
+                slope.expand(len(rows), -1).cpu().numpy(),
+                value.cpu().numpy(),
+                outer.lows[0][0].cpu().numpy(),
+                outer.highs[0][0].cpu().numpy(),
+            )
+            points, radius, rate = (
+                torch.as_tensor(part, device=value.device)
+                for part in (reach.points, reach.radius, reach.rate)
+            )
+            radius = torch.maximum(radius.clamp(max=self.radius) * (1 - _BACK) - 1e-15, start)
+            for _ in range(_PROOFS):
+                lower, upper = self.ball(radius)
+                proof = around(space, outer.norm, self.centre, radius)
+                proof.lows[0], proof.highs[0] = lower, upper
+                sure = backward(proof, last, rows, multipliers, rounded=True)[0][:, 0]
+                failed = (sure <= 0) & (radius > start)
+                if not bool(failed.any()):
+                    break
+                less = (radius + 2 * sure / rate).nan_to_num(nan=-torch.inf)
+                radius = torch.where(failed, torch.maximum(less, start), radius)
+            return torch.where(sure > 0, radius, start), points, arrived
+
+    def leaf(self, nodes: SearchNodes, k: int, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+        found = super().leaf(nodes, k, low, high)
+        if self.leaf_functions is None or not bool(self.alive(found.unsqueeze(0))[0]):
+            return found
+        # The closest input lies on the boundary, and may not replay where no slope leads into the region.
+        slopes, constants = self.leaf_functions
+        which = nodes.which[k : k + 1].cpu().numpy()
+        scale = 1.0 + float(self.root.workspace.largest(len(self.graph.nodes) - 1).max())
+        for share in _INSIDE:
+            deeper = constants.copy()
+            deeper[0] += share * scale
+            solved = self.closest(slopes, deeper)
+            if solved is not None:
+                self.best = np.minimum(self.best, self.offer_points(solved[0][None], which))
+            if not bool(self.alive(found.unsqueeze(0))[0]):
+                break
+        return found
+
+    def solve_leaf(self, slopes: Float, constants: Float) -> tuple[Float, Float] | None:
+        way = np.concatenate([[1.0], -np.ones(len(constants) - 1)])
+        self.leaf_functions = way[:, None] * slopes, way * constants
+        return self.closest(*self.leaf_functions)
+
+    def closest(self, slopes: Float, constants: Float) -> tuple[Float, Float] | None:
+        """See ``project``."""
+        outer = self.outer
+        box = outer.lows[0][0].cpu().numpy(), outer.highs[0][0].cpu().numpy()
+        return project(outer.norm, self.centre.cpu().numpy(), slopes, constants, box, self.radius)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from milpver.errors import DataError
 from milpver.properties import vnnlib1, vnnlib2
-from milpver.property import Property, Tensor
+from milpver.property import Declaration, Property, Tensor
 
 pytest.importorskip("vnnlib", reason="the package vnnlib is not installed")
 
@@ -46,8 +46,8 @@ def test_the_same_property_in_both_versions() -> None:
     for mine, theirs in zip(own.alternatives, other.alternatives, strict=True):
         assert np.array_equal(mine.rows, theirs.rows)
         assert np.array_equal(mine.limits, theirs.limits)
-    assert second.network == "f"
-    assert second.tensors == (Tensor("X", "float32", (1, 2)), Tensor("Y", "float32", (2,)))
+    x, y = Tensor("X", "float32", (1, 2)), Tensor("Y", "float32", (2,))
+    assert second.networks == (Declaration("f", (x,), (), (y,)),)
 
 
 def test_equal_and_not_equal() -> None:
@@ -69,7 +69,6 @@ def test_equal_and_not_equal() -> None:
         (HEAD + "(assert (and (>= X[0,0] 1.0) (<= X[0,0] 0.5)))", "line 5: an empty box: 1 <= X[0,0]"),
         (HEAD + BOX + "(assert (<= (* Y[0] Y[1]) 1.0))", "a product of variables"),
         (HEAD + BOX, "without any condition on the outputs"),
-        (HEAD.replace("(declare-output", "(declare-input U float32 [1]) (declare-output") + BOX, "2 inputs"),
         (HEAD.replace("float32", "float16") + BOX, "type F16"),
     ],
 )

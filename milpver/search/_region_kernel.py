@@ -1,0 +1,182 @@
+"""Rows over L1 and L2 balls met with a box, each row compiled to a few passes over its entries.
+
+Nothing is sorted: what an L1 ball's steepest entries are is found by bisection on the steepness, and an L2
+ball's factor by rounds, which rise to it. What comes out of ``gains`` is sound whatever they have come to.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from milpver.bounds._rounding import gamma
+from milpver.linear import Float
+from milpver.search._compile import compiled
+
+__all__ = ["gains", "lowest"]
+
+#: Bisections of a steepness, and rounds of the factor.
+_HALVINGS = 18
+_ROUNDS = 10
+
+
+def lowest(
+    norm: str,
+    c: torch.Tensor,
+    centre: torch.Tensor,
+    down: torch.Tensor,
+    up: torch.Tensor,
+    radius: torch.Tensor,
+) -> torch.Tensor:
+    """Where rows are smallest; see ``_region.Balls``.
+
+    Args:
+        norm: ``l1`` or ``l2``.
+        c: float32 [nodes, R, inputs].
+        centre, down, up: float32 [inputs].
+        radius: float32 [nodes, R].
+    """
+    out = torch.empty(c.shape, dtype=c.dtype)
+    rows = c.reshape(-1, c.shape[2])
+    run = _lowest_l1 if norm == "l1" else _lowest_l2
+    run(
+        rows.contiguous().numpy(),
+        centre.numpy(),
+        down.numpy(),
+        up.numpy(),
+        radius.reshape(-1).contiguous().numpy(),
+        out.view(rows.shape).numpy(),
+    )
+    return out
+
+
+def gains(norm: str, c: torch.Tensor, down: torch.Tensor, up: torch.Tensor, radius: float) -> torch.Tensor:
+    """What a ball adds to the minimum of rows over its box, rounded downward; see ``bounds._norm_ball``.
+
+    Args:
+        norm: ``l1`` or ``l2``.
+        c: float64 [rows, inputs].
+        down, up: the way from the centre to the box's edges, float64 [inputs], finite.
+        radius: of the ball.
+    """
+    out = c.new_empty(len(c))
+    run = _gains_l1 if norm == "l1" else _gains_l2
+    run(c.contiguous().numpy(), down.numpy(), up.numpy(), radius, gamma(4 * c.shape[1] + 64), out.numpy())
+    return out
+
+
+@compiled
+def _factor(row: Float, down: Float, up: Float, radius: float) -> float:
+    """The factor of an L2 ball, from below; infinite where every entry goes to its edge."""
+    factor = 0.0
+    for _ in range(_ROUNDS):
+        free = 0.0
+        capped = 0.0
+        for i in range(row.shape[0]):
+            value = row[i]
+            room = down[i] if value > 0 else up[i]
+            size = abs(value)
+            over = factor * size >= room
+            capped += room * room if over else 0.0
+            free += 0.0 if over else size * size
+        left = radius * radius - capped
+        if free <= 0.0:
+            return math.inf
+        if left <= 0.0:
+            return factor
+        found = math.sqrt(left / free)
+        if found <= factor * (1 + 1e-7):
+            return factor
+        factor = found
+    return factor
+
+
+@compiled
+def _steepness(row: Float, down: Float, up: Float, radius: float) -> tuple[float, float, float, float]:
+    """Around the steepness of an L1 ball: below and above it, and the room of steeper entries for each."""
+    most = 0.0
+    whole = 0.0
+    for i in range(row.shape[0]):
+        value = row[i]
+        room = down[i] if value > 0 else up[i]
+        size = abs(value)
+        most = max(most, size if room > 0.0 else 0.0)
+        whole += room if size > 0.0 else 0.0
+    if whole <= radius:
+        return 0.0, 0.0, whole, whole
+    low, high, much, little = 0.0, most, whole, 0.0
+    for _ in range(_HALVINGS):
+        middle = 0.5 * (low + high)
+        room_above = 0.0
+        for i in range(row.shape[0]):
+            value = row[i]
+            room = down[i] if value > 0 else up[i]
+            room_above += room if abs(value) > middle else 0.0
+        if room_above <= radius:
+            high, little = middle, room_above
+        else:
+            low, much = middle, room_above
+    return low, high, much, little
+
+
+@compiled
+def _lowest_l1(rows: Float, centre: Float, down: Float, up: Float, radius: Float, out: Float) -> None:
+    """Each row's smallest point; entries as steep as the last one share what is left."""
+    for k in range(rows.shape[0]):
+        row = rows[k]
+        low, high, much, little = _steepness(row, down, up, radius[k])
+        part = (radius[k] - little) / (much - little) if much > little else 0.0
+        for i in range(row.shape[0]):
+            value = row[i]
+            room = down[i] if value > 0 else up[i]
+            size = abs(value)
+            step = room if size > high else (part * room if size > low else 0.0)
+            out[k, i] = centre[i] - step if value > 0 else centre[i] + step
+
+
+@compiled
+def _lowest_l2(rows: Float, centre: Float, down: Float, up: Float, radius: Float, out: Float) -> None:
+    """Each row's smallest point."""
+    for k in range(rows.shape[0]):
+        row = rows[k]
+        factor = min(_factor(row, down, up, radius[k]), 1e30)
+        for i in range(row.shape[0]):
+            value = row[i]
+            room = down[i] if value > 0 else up[i]
+            step = min(factor * abs(value), room)
+            out[k, i] = centre[i] - step if value > 0 else centre[i] + step
+
+
+@compiled
+def _gains_l1(rows: Float, down: Float, up: Float, radius: float, rounding: float, out: Float) -> None:
+    """``sum min(|c|, t) room - r t`` for each row, less rounding."""
+    for k in range(rows.shape[0]):
+        row = rows[k]
+        _, most, _, _ = _steepness(row, down, up, radius)
+        covered = 0.0
+        for i in range(row.shape[0]):
+            value = row[i]
+            room = down[i] if value > 0 else up[i]
+            covered += min(abs(value), most) * room
+        spent = radius * most
+        out[k] = max(covered - spent - (rounding * (covered + spent) + 1e-290), 0.0)
+
+
+@compiled
+def _gains_l2(rows: Float, down: Float, up: Float, radius: float, rounding: float, out: Float) -> None:
+    """``sum b room - r |b|`` with ``b = min(|c|, room / factor)`` for each row, less rounding."""
+    for k in range(rows.shape[0]):
+        row = rows[k]
+        factor = _factor(row, down, up, radius)
+        share = 1.0 / factor if factor > 0.0 else 0.0
+        covered = 0.0
+        dual = 1e-300
+        for i in range(row.shape[0]):
+            value = row[i]
+            room = down[i] if value > 0 else up[i]
+            kept = min(abs(value), share * room)
+            covered += kept * room
+            dual += kept * kept
+        spent = radius * math.sqrt(dual)
+        out[k] = max(covered - spent - (rounding * (covered + spent) + 1e-290), 0.0)
