@@ -483,7 +483,7 @@ class _Search:
         """Of the ball to search natively; beyond the domain where that is what is left, to close all of it."""
         if math.isfinite(self.best):
             # More than this need not be proven, and bounds of a smaller ball are tighter.
-            return self.best - 0.999 * min(self.options.gap, self.best)
+            return self.best - 0.99 * min(self.options.gap, self.best)
         k = min(self.open_targets(), key=lambda k: float(self.lower[k]))
         radius = self.ball_radius(k)
         return radius if radius < self.reach else self.reach * (1 + 1e-6) + 4 * self.options.gap

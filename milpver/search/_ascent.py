@@ -75,6 +75,18 @@ class Lines:
         inputs = self.inputs.pick(at)
         return Lines(self.free[at], self.active[at], self.steep[at], self.missed[at], inputs)
 
+    def with_sign(self, neuron: torch.Tensor, active: float) -> Lines:
+        """With one neuron of each node, int64 [nodes], fixed: 1 where it is active, 0 where it is dead."""
+        at = torch.arange(len(neuron), device=neuron.device)
+
+        def at_neuron(part: torch.Tensor, value: float) -> torch.Tensor:
+            part = part.clone()
+            part[at, 0, neuron] = value
+            return part
+
+        free, missed = at_neuron(self.free, 0.0), at_neuron(self.missed, 0.0)
+        return Lines(free, at_neuron(self.active, active), at_neuron(self.steep, active), missed, self.inputs)
+
 
 @dataclass(slots=True, eq=False)
 class _State:

@@ -239,6 +239,44 @@ class FlatCrown:
             slopes.append(slope)
         return torch.cat(bounds).view(batch, count), torch.cat(slopes).view(batch, count, -1)
 
+    def functions(
+        self,
+        rows: torch.Tensor,
+        low: torch.Tensor,
+        high: torch.Tensor,
+        alpha: torch.Tensor,
+        mu: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Linear functions of the inputs below rows over the output, at multipliers.
+
+        Args:
+            rows: float64 [batch, R, outputs].
+            low, high: as for ``refresh``.
+            alpha: slopes of the lines below neurons of open sign, float64 [batch, R, neurons].
+            mu: multipliers of the neurons whose sign is fixed, with that sign, 0 elsewhere, like ``alpha``.
+
+        Returns:
+            Slopes a, float64 [batch, R, inputs], constants c, float64 [batch, R], and what arrives at the
+            neurons, float64 [batch, R, neurons]. Everywhere in the root's box ``a x + c``, computed in
+            float64, is a lower bound but for the rounding of the last addition.
+        """
+        batch, count = rows.shape[:2]
+        lines, taken = {}, {}
+        for source, (a, b) in self._layout.spans.items():
+            open_ = ((low[:, a:b] < 0) & (high[:, a:b] > 0)).unsqueeze(1)
+            table = _table(low[:, a:b], high[:, a:b]).unsqueeze(1).repeat(1, count, 1)
+            table[:, :, : b - a] = torch.where(
+                open_, alpha[:, :, a:b].clamp(min=0.0, max=1.0), table[:, :, : b - a]
+            )
+            lines[source] = table.flatten(0, 1)
+            taken[source] = mu[:, :, a:b].flatten(0, 1)
+        owner = torch.arange(batch * count, device=rows.device)
+        arrived = torch.zeros(batch * count, self._layout.neurons, dtype=rows.dtype, device=rows.device)
+        last = len(self._graph.nodes) - 1
+        found, slope = self._backward(last, rows.flatten(0, 1), owner, None, lines, (taken, arrived))
+        shape = (batch, count)
+        return slope.view(*shape, -1), found.view(shape), arrived.view(*shape, -1)
+
     def smear(self, low: torch.Tensor, high: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """How fast rows over the output may change with each input, for branching: not rounded outward.
 
@@ -298,6 +336,7 @@ class FlatCrown:
         owner: torch.Tensor,
         box: tuple[torch.Tensor, torch.Tensor] | None,
         lines: dict[int, torch.Tensor],
+        fixed: tuple[dict[int, torch.Tensor], torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Bound rows over a node from below, each in its own box.
 
@@ -307,6 +346,8 @@ class FlatCrown:
             owner: the box of each row, int64 [rows].
             box: lower and upper limits, float64 [batch, inputs]; None: the bounds are those at inputs of 0.
             lines: node that a Relu reads -> flat slope, chord's slope and constant, float64 [batch, 3 size].
+            fixed: node that a Relu reads -> multipliers of fixed signs, float64 [rows, size]; and where what
+                arrives is written to, float64 [rows, neurons].
 
         Returns:
             The bounds, rounded outward, float64 [rows], and the coefficients of the inputs.
@@ -339,6 +380,11 @@ class FlatCrown:
                 case Relu():
                     through, added = self._passes.through_relu(c, owner, lines[node.source])
                     error = error - gamma(2 * node.size + 32) * added
+                    if fixed is not None:
+                        # Signs are fixed where nothing is open: there the slope is 0 or 1 and rounds nothing.
+                        a, b = self._layout.spans[node.source]
+                        fixed[1][:, a:b] = c
+                        through = through - fixed[0][node.source]
                     sent = [(node.source, through)]
                 case Gate():
                     sent = [(node.source, c)]

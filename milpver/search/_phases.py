@@ -26,6 +26,7 @@ from milpver.query import Budget
 from milpver.search._alternatives import Alternatives, OfferInputs, account, alive
 from milpver.search._ascent import Ascent, Lines
 from milpver.search._compressed import SingleTensors
+from milpver.search._dense import DenseAscent
 from milpver.search._flat import FlatCrown, Layout
 from milpver.search._leaf import solve_leaf
 from milpver.search._region import Boxes, Regions
@@ -59,6 +60,7 @@ class Root:
         low, high: bounds of the pre-activations, float64 [1, neurons].
         best: multipliers of the rows of the alternatives, [1, rows, size].
         recompute: whether nodes have their own bounds of pre-activations, or the root's.
+        dense: whether the graph is what ``collapsed`` makes.
     """
 
     tensors: TensorGraph
@@ -68,17 +70,18 @@ class Root:
     high: torch.Tensor
     best: Multipliers
     recompute: bool
+    dense: bool
 
     @classmethod
     def of(
-        cls, tensors: TensorGraph, workspace: Workspace, best: Multipliers, *, recompute: bool = True
+        cls, tensors: TensorGraph, workspace: Workspace, best: Multipliers, *, dense: bool = False
     ) -> Root:
         """The root of a graph; through convolutions a row costs as much as a node, too much at each."""
         layout = Layout(tensors.graph)
         low, high = layout.joined(workspace.lows), layout.joined(workspace.highs)
         operators = [one for each in tensors.operators.values() for one in each]
-        recompute = recompute and not any(isinstance(one.linear, Conv) for one in operators)
-        return cls(tensors, workspace, layout, low, high, best, recompute)
+        recompute = not dense and not any(isinstance(one.linear, Conv) for one in operators)
+        return cls(tensors, workspace, layout, low, high, best, recompute, dense)
 
 
 @dataclass(slots=True, eq=False)
@@ -146,7 +149,9 @@ class PhaseSearch:
             for relu in self.places
             for a, b in [root.layout.spans[self.graph.nodes[relu].sources[0]]]
         }
-        self.ascent = Ascent(self.single, self.places, active)
+        self.ascent = (
+            DenseAscent(self.single, self.places) if root.dense else Ascent(self.single, self.places, active)
+        )
         self.early = early
 
     def _places(self) -> dict[int, tuple[slice, torch.Tensor]]:
@@ -282,18 +287,26 @@ class PhaseSearch:
             found.mu[relu] = zero.index_copy(2, local, mu[:, :, part])
         return found
 
-    def evaluate(
-        self, space: Workspace, which: torch.Tensor, alpha: torch.Tensor, mu: torch.Tensor, *, rounded: bool
-    ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
-        """Bounds of the rows less their limits, float64 [nodes, R], and the coefficients at each Relu."""
-        rows = self.rows[which].to(alpha.dtype)
-        found, arrived = backward(
-            space, len(self.graph.nodes) - 1, rows, self.multipliers(alpha, mu), rounded=rounded
-        )
-        value = found - self.row_limits[which]
-        if rounded:
-            value = torch.nextafter(value, torch.full_like(value, -torch.inf))
-        return value, arrived
+    def spread(self, values: torch.Tensor) -> torch.Tensor:
+        """Multipliers of all neurons, float64 [nodes, R, neurons], from those of the unstable ones."""
+        if values.shape[2] == self.root.layout.neurons:
+            return values.double()
+        shape = (*values.shape[:2], self.root.layout.neurons)
+        zero = torch.zeros(shape, dtype=torch.float64, device=values.device)
+        return zero.index_copy(2, self.unstable, values.double())
+
+    def functions(
+        self,
+        rows: torch.Tensor,
+        low: torch.Tensor,
+        high: torch.Tensor,
+        multipliers: tuple[torch.Tensor, torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """``FlatCrown.functions`` of nodes, at alpha and mu of the unstable neurons, [nodes, R, U] each."""
+        with torch.no_grad():
+            alpha, mu = (self.spread(part) for part in multipliers)
+            slope, constant, arrived = self.flat.functions(rows, low, high, alpha, mu)
+        return slope, constant, arrived[:, :, self.unstable]
 
     def bounded(self, nodes: SearchNodes, steps: int) -> SearchNodes:
         """Bound nodes, close those that no input reaches, and choose where to branch."""
@@ -303,8 +316,7 @@ class PhaseSearch:
             behind = self.behind(nodes)
             if self.early:
                 # What the parent's bounds close already needs none of its own.
-                before = self.space(low.float(), high.float(), nodes)
-                nodes.alpha, nodes.mu, value = self.ascended(before, nodes, steps // 2)
+                nodes.alpha, nodes.mu, value = self.ascended(nodes, steps // 2)
                 behind = behind.masked_fill(self.done(value.amax(dim=1)), len(self.graph.nodes))
             low, high = self.flat.refresh(
                 self.root.workspace.lows[0], self.root.workspace.highs[0], low, high, behind
@@ -316,33 +328,39 @@ class PhaseSearch:
             torch.where(empty.unsqueeze(1), middle, high),
         )
         nodes.low, nodes.high = low[:, self.unstable], high[:, self.unstable]
-        space = self.space(low, high, nodes)
-        alpha, mu = nodes.alpha, nodes.mu
         if steps:
-            alpha, mu, _ = self.ascended(self.space(low.float(), high.float(), nodes), nodes, steps)
-        alpha, mu = alpha.double(), mu.double()
-        found, arrived, row = self.valued(space, nodes, alpha, mu)
+            nodes.alpha, nodes.mu, _ = self.ascended(nodes, steps)
+        found, arrived, row = self.valued(nodes, low, high)
         found = torch.maximum(self.own(nodes), found.masked_fill(empty, torch.inf))
         linear = ((low >= 0) | (high <= 0)).all(dim=1) & self.alive(found)
         for k in linear.nonzero()[:, 0].tolist():
             found[k] = torch.maximum(found[k], self.leaf(nodes, k, low, high))
         nodes.lower = nodes.lower.scatter(1, nodes.which.unsqueeze(1), found.unsqueeze(1))
-        nodes.alpha, nodes.mu = alpha.float(), mu.float()
         loosened = self.loosened(nodes, low, high, row) if self.recompute else None
         self.choose(nodes, arrived, row, loosened)
         return nodes
 
     def valued(
-        self, space: Workspace, nodes: SearchNodes, alpha: torch.Tensor, mu: torch.Tensor
-    ) -> tuple[torch.Tensor, dict[int, torch.Tensor], torch.Tensor]:
-        """Bounds of nodes at multipliers, float64 [nodes], rounded outward.
+        self, nodes: SearchNodes, low: torch.Tensor, high: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Bounds of nodes at their multipliers, float64 [nodes], rounded outward.
+
+        Args:
+            nodes: the nodes.
+            low, high: their bounds of every neuron, float64 [nodes, neurons].
 
         Returns:
-            Beside the bounds the coefficients that arrive at each Relu, and the row that gives each bound.
+            Beside the bounds what arrives at the unstable neurons, float64 [nodes, R, U], and the row that
+            gives each bound.
         """
-        with torch.no_grad():
-            value, arrived = self.evaluate(space, nodes.which, alpha, mu, rounded=True)
-        return torch.nan_to_num(value.amax(dim=1), nan=-torch.inf), arrived, value.argmax(dim=1)
+        limits = self.row_limits[nodes.which]
+        slope, constant, arrived = self.functions(self.rows[nodes.which], low, high, (nodes.alpha, nodes.mu))
+        box = self.root.workspace.lows[0][0], self.root.workspace.highs[0][0]
+        least = slope.clamp(min=0.0) @ box[0] + slope.clamp(max=0.0) @ box[1]
+        value = least + constant - limits
+        value = value - gamma(16) * (least.abs() + constant.abs() + limits.abs()) - 1e-300
+        value = torch.nan_to_num(value, nan=-torch.inf)
+        return value.amax(dim=1), arrived, value.argmax(dim=1)
 
     def hopeful(self, value: torch.Tensor) -> bool:
         """Whether ascent has something left to win, by the best values so far, float64 [nodes]."""
@@ -458,29 +476,22 @@ class PhaseSearch:
             found = torch.where((place >= a) & (place < b), torch.full_like(found, source), found)
         return torch.where(nodes.last >= 0, found, torch.full_like(found, -1))
 
-    def ascended(
-        self, space: Workspace, nodes: SearchNodes, steps: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def ascended(self, nodes: SearchNodes, steps: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Each node's best multipliers in some steps of ascent, and their bounds; see ``Ascent.run``."""
         with torch.no_grad():
             return self.ascent.run(
                 (self.rows[nodes.which].float(), self.row_limits[nodes.which].float()),
-                self.lines(space),
+                Lines.of(nodes.low, nodes.high, self.inputs(nodes)),
                 nodes.sign.float().unsqueeze(1),
                 (nodes.alpha, nodes.mu),
                 steps,
                 self.done if self.early else None,
             )
 
-    def lines(self, space: Workspace) -> Lines:
-        """The lines of a workspace's unstable neurons."""
-        low = self.root.layout.joined(space.lows)[:, self.unstable]
-        high = self.root.layout.joined(space.highs)[:, self.unstable]
-        return Lines.of(low, high, self.inputs(space))
-
-    def inputs(self, space: Workspace) -> Regions:
-        """The regions of inputs of a workspace's nodes."""
-        return Boxes.of(space.lows[0], space.highs[0])
+    def inputs(self, nodes: SearchNodes) -> Regions:
+        """The regions of inputs that nodes range over."""
+        del nodes  # all of the box; where radii are searched, a ball of their own
+        return Boxes.of(self.root.workspace.lows[0], self.root.workspace.highs[0])
 
     def done(self, value: torch.Tensor) -> torch.Tensor:
         """Nodes whose bound closes them for all that float32 may be off, bool [nodes]."""
@@ -489,26 +500,21 @@ class PhaseSearch:
     def choose(
         self,
         nodes: SearchNodes,
-        arrived: dict[int, torch.Tensor],
+        arrived: torch.Tensor,
         row: torch.Tensor,
         loosened: torch.Tensor | None,
     ) -> None:
         """Set the neuron to branch on: the best of a few that are split on trial."""
         at = torch.arange(len(nodes), device=row.device)
-        score = torch.full(nodes.sign.shape, -1.0, dtype=torch.float64, device=row.device)
-        for relu, (part, local) in self.places.items():
-            if relu not in arrived:
-                continue
-            c = arrived[relu][at, row][:, local]
-            lines = ReluLines.of(nodes.low[:, part], nodes.high[:, part])
-            alpha = nodes.alpha[at, row][:, part].double()
-            above = lines.missed
-            below = torch.maximum(-alpha * nodes.low[:, part], (1 - alpha) * nodes.high[:, part])
-            # With c >= 0 the slope has been chosen: fixing the sign wins nothing before others move as well.
-            missed = torch.where(c < 0, -c * above, _MINOR * c * below)
-            if loosened is not None:
-                missed = missed + loosened[:, part] * above
-            score[:, part] = torch.where(lines.unstable, missed, score[:, part])
+        c, alpha = arrived[at, row], nodes.alpha[at, row].double()
+        lines = ReluLines.of(nodes.low, nodes.high)
+        above = lines.missed
+        below = torch.maximum(-alpha * nodes.low, (1 - alpha) * nodes.high)
+        # With c >= 0 the slope has been chosen: fixing the sign wins nothing before others move as well.
+        missed = torch.where(c < 0, -c * above, _MINOR * c * below)
+        if loosened is not None:
+            missed = missed + loosened * above
+        score = torch.where(lines.unstable, missed, torch.full_like(missed, -1.0))
         best, top = score.topk(min(_TRIALS, score.shape[1]), dim=1) if score.shape[1] else (score, score)
         if not score.shape[1]:
             nodes.branch = torch.full_like(nodes.which, -1)
@@ -520,26 +526,17 @@ class PhaseSearch:
 
     def tried(self, nodes: SearchNodes, top: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
         """Of some neurons of each node, int64 [nodes, trials], the one that lifts the lower child most."""
-        count, trials = top.shape
-        neuron = top.reshape(-1)
-        many = nodes.pick(torch.arange(count, device=top.device).repeat_interleave(trials))
-        rows, limits = self.rows[many.which].float(), self.row_limits[many.which].float()
-        space = self.space(
-            self.filled(many.low, self.root.low).float(), self.filled(many.high, self.root.high).float(), many
-        )
-        lifted = []
-        at = torch.arange(count * trials, device=top.device)
-        for side in (1, -1):
-            low, high = many.low.clone(), many.high.clone()
-            if side == 1:
-                low[at, neuron] = low[at, neuron].clamp(min=0.0)
-            else:
-                high[at, neuron] = high[at, neuron].clamp(max=0.0)
-            lines = Lines.of(low, high, self.inputs(space))
-            with torch.no_grad():
-                value, _, _ = self.ascent.backward(rows, lines, many.alpha, many.mu)
-            lifted.append((value - limits).amax(dim=1).view(count, trials))
-        lift = torch.minimum(*lifted)
-        lift = lift + 1e-3 * (torch.maximum(*lifted) - lift)
-        lift = lift.masked_fill(score < 0, -torch.inf)
+        rows, limits = self.rows[nodes.which].float(), self.row_limits[nodes.which].float()
+        lines = Lines.of(nodes.low, nodes.high, self.inputs(nodes))
+        lifts = []
+        for neuron in top.T:
+            lifted = []
+            for side in (1, 0):
+                with torch.no_grad():
+                    child = lines.with_sign(neuron, side)
+                    value, _, _ = self.ascent.backward(rows, child, nodes.alpha, nodes.mu)
+                lifted.append((value - limits).amax(dim=1))
+            lift = torch.minimum(*lifted)
+            lifts.append(lift + 1e-3 * (torch.maximum(*lifted) - lift))
+        lift = torch.stack(lifts, dim=1).masked_fill(score < 0, -torch.inf)
         return top.gather(1, lift.argmax(dim=1, keepdim=True))[:, 0]

@@ -46,23 +46,24 @@ class Regions(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Boxes:
-    """Boxes, float32 [nodes or 1, 1, inputs]."""
+    """Boxes: their middles, and the way from there to a lower limit, <= 0; float32 [nodes or 1, 1, inputs]."""
 
-    lower: torch.Tensor
-    upper: torch.Tensor
+    middle: torch.Tensor
+    down: torch.Tensor
 
     @classmethod
     def of(cls, lower: torch.Tensor, upper: torch.Tensor) -> Boxes:
         """Boxes by their limits, [nodes or 1, inputs]."""
-        return cls(lower.float().unsqueeze(1), upper.float().unsqueeze(1))
+        middle = (lower + upper) / 2
+        return cls(middle.float().unsqueeze(1), (lower - middle).float().unsqueeze(1))
 
     def pick(self, at: torch.Tensor) -> Boxes:
         """Those of some nodes."""
-        return self if len(self.lower) == 1 else Boxes(self.lower[at], self.upper[at])
+        return self if len(self.middle) == 1 else Boxes(self.middle[at], self.down[at])
 
     def lowest(self, c: torch.Tensor) -> torch.Tensor:
         """See ``Regions``."""
-        return torch.where(c > 0, self.lower, self.upper)
+        return torch.addcmul(self.middle, c.sign(), self.down)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

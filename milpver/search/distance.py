@@ -18,6 +18,7 @@ from scipy import sparse
 
 from milpver.bounds._crown import Multipliers, backward, crown_bounds
 from milpver.bounds._norm_ball import BallWorkspace
+from milpver.bounds._rounding import gamma
 from milpver.bounds._tensors import TensorGraph
 from milpver.bounds._workspace import Workspace
 from milpver.graph import Max
@@ -30,8 +31,8 @@ from milpver.search._phases import PhaseSearch, Root, SearchNodes
 from milpver.search._projection import project
 from milpver.search._region import (
     Balls,
+    Boxes,
     Regions,
-    TracedSpace,
     TriedSpace,
     around,
     reach_of,
@@ -53,6 +54,8 @@ _RARELY = 4
 _BACK = 1e-9
 #: How often a radius that rounding refuses is taken back by what it lacks.
 _PROOFS = 3
+#: Newton's steps towards a radius.
+_NEWTON = 12
 #: What a margin is to be below 0 by, relative to the outputs, where a leaf's closest input does not replay.
 _INSIDE = (1e-13, 1e-11, 1e-9, 1e-7)
 #: What a unit of contradicting signs costs in a leaf's linear program.
@@ -119,7 +122,7 @@ def search_distance(
     if norm != "linf":
         space = around(space, norm, tensors.tensor(ball.centre), tensors.tensor(np.array([radius])))
     search = (_DistanceSearch if norm == "linf" else _BallSearch)(
-        Root.of(small, space, best, recompute=fewer is None),
+        Root.of(small, space, best, dense=fewer is not None),
         alternatives.only(~proven),
         (tensors.tensor(ball.centre), radius),
         floor[~proven],
@@ -180,87 +183,105 @@ class _DistanceSearch(PhaseSearch):
     def hopeful(self, value: torch.Tensor) -> bool:
         return len(value) > 0
 
-    def space(self, low: torch.Tensor, high: torch.Tensor, nodes: SearchNodes) -> Workspace:
-        space = super().space(low, high, nodes)
-        lower, upper = self.ball(self.own(nodes).clamp(min=0.0))
-        space.lows[0], space.highs[0] = lower.to(low.dtype), upper.to(low.dtype)
-        return space
+    def inputs(self, nodes: SearchNodes) -> Regions:
+        # One ball for the batch: what is tried may be tried anywhere, and nodes come by their radii.
+        return Boxes.of(*self.ball(self.own(nodes).clamp(min=0.0).amax().view(1)))
 
     def ball(self, radius: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Balls around x0 within the root's, rounded outward, float64 [nodes, inputs] each."""
-        infinity = torch.full((), torch.inf, dtype=torch.float64, device=radius.device)
-        lower = torch.nextafter(self.centre - radius.unsqueeze(1), -infinity)
-        upper = torch.nextafter(self.centre + radius.unsqueeze(1), infinity)
+        wide = radius.unsqueeze(1) * (1 + gamma(8)) + self.centre.abs() * gamma(8) + 1e-300
         outer = self.root.workspace
-        return torch.maximum(lower, outer.lows[0]), torch.minimum(upper, outer.highs[0])
+        return torch.maximum(self.centre - wide, outer.lows[0]), torch.minimum(
+            self.centre + wide, outer.highs[0]
+        )
 
     def valued(
-        self, space: Workspace, nodes: SearchNodes, alpha: torch.Tensor, mu: torch.Tensor
-    ) -> tuple[torch.Tensor, dict[int, torch.Tensor], torch.Tensor]:
+        self, nodes: SearchNodes, low: torch.Tensor, high: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         rows = self.rows[nodes.which]
-        radius, points, arrived = self.reached(space, rows, self.multipliers(alpha, mu), self.own(nodes))
+        radius, slope, arrived = self.measured(nodes, rows, low, high, (nodes.alpha, nodes.mu))
         self.batches += 1
         if self.batches % (1 << min(self.failures, _RARELY)) == 0:
             least = radius.topk(min(_CANDIDATES, len(radius)), largest=False).indices
-            near = self.offer_points(points[least].cpu().numpy(), nodes.which[least].cpu().numpy())
+            points = self.points(slope[least], radius[least])
+            near = self.offer_points(points.cpu().numpy(), nodes.which[least].cpu().numpy())
             self.failures = 0 if near < self.best.min() else self.failures + 1
             self.best = np.minimum(self.best, near)
         return radius, arrived, torch.zeros_like(nodes.which)
 
-    def reached(
-        self, space: Workspace, rows: torch.Tensor, multipliers: Multipliers, start: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[int, torch.Tensor]]:
-        """The smallest radii at which the linear functions below rows can reach 0.
+    def measured(
+        self,
+        nodes: SearchNodes,
+        rows: torch.Tensor,
+        low: torch.Tensor,
+        high: torch.Tensor,
+        multipliers: tuple[torch.Tensor, torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The smallest radii at which linear functions below rows can reach 0.
+
+        Args:
+            nodes: the nodes.
+            rows: float64 [nodes, 1, outputs].
+            low, high: the nodes' bounds of every neuron, float64 [nodes, neurons].
+            multipliers: alpha and mu, [nodes, 1, U].
+
+        Returns:
+            Radii, proven or else those known before, float64 [nodes]; the functions' slopes, float64 [nodes,
+            inputs]; and what arrives at the unstable neurons, float64 [nodes, 1, U].
+        """
+        slope, constant, arrived = self.functions(rows, low, high, multipliers)
+        return self.reached(slope[:, 0], constant[:, 0], self.own(nodes)), slope[:, 0], arrived
+
+    def points(self, slope: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
+        """Where linear functions are smallest in balls, float64 [nodes, inputs]."""
+        steps = torch.where(slope > 0, -radius.unsqueeze(1), radius.unsqueeze(1)) * (slope != 0)
+        outer = self.root.workspace
+        return (self.centre + steps).clamp(min=outer.lows[0], max=outer.highs[0])
+
+    def reached(self, slope: torch.Tensor, constant: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+        """The smallest radii at which linear functions can reach 0, float64 [nodes], rounded downward.
 
         With ``a x + c`` the function and ``room_i`` the way to the box's edge, the radius r solves
         ``a x0 + c = sum_i |a_i| min(r, room_i)``; Newton's steps from the left approach it from the left,
-        the right-hand side being concave.
+        the right-hand side being concave. What rounding may take of either side is taken from the left one.
 
         Args:
-            space: bounds of nodes.
-            rows: float64 [nodes, 1, outputs].
-            multipliers: of the rows.
+            slope, constant: of functions as ``FlatCrown.functions`` gives them.
             start: radii known before, float64 [nodes].
 
         Returns:
-            Radii, proven by a rounded pass over their own balls or else ``start``, float64 [nodes]; the
-            points where the functions reach 0; and the coefficients that arrive at each Relu.
+            Radii, at least ``start`` and at most the ball's.
         """
-        last = len(self.graph.nodes) - 1
-        with torch.enable_grad():
-            space.lows[0] = space.lows[0].detach().expand(len(rows), -1).clone().requires_grad_()
-            space.highs[0] = space.highs[0].detach().expand(len(rows), -1).clone().requires_grad_()
-            found, arrived = backward(space, last, rows, multipliers, rounded=False)
-            down, up = torch.autograd.grad(found.sum(), (space.lows[0], space.highs[0]))
-        with torch.no_grad():
-            slope = down + up
-            constant = found[:, 0] - (down * space.lows[0] + up * space.highs[0]).sum(dim=1)
-            value = constant + slope @ self.centre
-            outer = self.root.workspace
-            room = torch.where(slope > 0, self.centre - outer.lows[0], outer.highs[0] - self.centre)
-            weight = slope.abs()
-            radius = torch.zeros_like(value)
-            for _ in range(12):
-                covered = (weight * torch.minimum(radius.unsqueeze(1), room)).sum(dim=1)
-                rate = (weight * (room > radius.unsqueeze(1))).sum(dim=1)
-                step = (value - covered).clamp(min=0.0) / rate
-                radius = (radius + step.nan_to_num(nan=0.0, posinf=torch.inf)).clamp(max=self.radius)
-            radius = torch.maximum(radius * (1 - _BACK) - 1e-15, start)
-            lower, upper = self.ball(radius)
-            points = torch.where(slope > 0, lower, torch.where(slope < 0, upper, self.centre))
-            points = points.clamp(min=outer.lows[0], max=outer.highs[0])
-            for _ in range(_PROOFS):
-                space.lows[0], space.highs[0] = lower, upper
-                sure = backward(space, last, rows, multipliers, rounded=True)[0][:, 0]
-                failed = (sure <= 0) & (radius > start)
-                if not bool(failed.any()):
-                    break
-                # What rounding takes is small, and the same in a ball that is smaller by a little.
-                rate = (weight * (room > radius.unsqueeze(1))).sum(dim=1)
-                less = (radius + 2 * sure / rate).nan_to_num(nan=-torch.inf)
-                radius = torch.where(failed, torch.maximum(less, start), radius)
-                lower, upper = self.ball(radius)
-            return torch.where(sure > 0, radius, start), points, arrived
+        outer = self.root.workspace
+        rise, fall = slope.clamp(min=0.0), (-slope).clamp(min=0.0)
+        down, up = self.centre - outer.lows[0][0], outer.highs[0][0] - self.centre
+        centre = self.centre
+        value = slope @ centre + constant
+        sizes = (rise + fall) @ (centre.abs() + down + up) + constant.abs()
+        value = value - gamma(4 * slope.shape[1] + 64) * sizes - 1e-300
+        # Beyond this every entry of some is at its edge.
+        least = float(torch.minimum(down, up).min())
+
+        def covered(radius: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            if float(radius.max()) <= least:
+                rate = rise.sum(dim=1) + fall.sum(dim=1)
+                return rate * radius, rate
+            most = radius.unsqueeze(1)
+            total = (rise * torch.minimum(most, down)).sum(dim=1) + (fall * torch.minimum(most, up)).sum(
+                dim=1
+            )
+            return total, (rise * (most < down)).sum(dim=1) + (fall * (most < up)).sum(dim=1)
+
+        radius = torch.zeros_like(value)
+        for _ in range(_NEWTON):
+            before = radius
+            total, rate = covered(radius)
+            step = (value - total).clamp(min=0.0) / rate
+            radius = (radius + step.nan_to_num(nan=0.0, posinf=torch.inf)).clamp(max=self.radius)
+            if bool((radius <= before * (1 + _BACK)).all()):
+                break
+        radius = radius * (1 - _BACK)
+        return torch.where(value > covered(radius)[0], torch.maximum(radius, start), start)
 
     def leaf(self, nodes: SearchNodes, k: int, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
         one = nodes.pick(torch.tensor([k], device=low.device))
@@ -276,9 +297,9 @@ class _DistanceSearch(PhaseSearch):
         weights = torch.as_tensor(duals, device=low.device)
         mu = torch.zeros(1, 1, nodes.sign.shape[1], dtype=torch.float64, device=low.device)
         mu[0, 0, places] = signs * weights[1:]
-        multipliers = self.multipliers(torch.zeros_like(mu), mu)
-        space = self.space(low, high, one)
-        radius, _, _ = self.reached(space, weights[0] * rows.unsqueeze(0), multipliers, self.own(one))
+        radius, _, _ = self.measured(
+            one, weights[0] * rows.unsqueeze(0), low, high, (torch.zeros_like(mu), mu)
+        )
         return radius[0]
 
     def solve_leaf(self, slopes: Float, constants: Float) -> tuple[Float, Float] | None:
@@ -332,53 +353,59 @@ class _BallSearch(_DistanceSearch):
 
     def space(self, low: torch.Tensor, high: torch.Tensor, nodes: SearchNodes) -> Workspace:
         space = super().space(low, high, nodes)
-        radius = self.own(nodes).clamp(min=0.0)
         if low.dtype == torch.float64:
-            return around(space, self.outer.norm, self.centre, radius)
+            return space
         found = TriedSpace.of(space)
-        down, up = self.centre - self.outer.lows[0][0], self.outer.highs[0][0] - self.centre
-        found.balls = Balls(self.outer.norm, self.centre.float(), down.float(), up.float(), radius.float())
+        found.balls = self.inputs(nodes)
         return found
 
-    def inputs(self, space: Workspace) -> Regions:
-        if not isinstance(space, TriedSpace) or space.balls is None:
-            raise TypeError("not nodes in balls")
-        return space.balls
+    def inputs(self, nodes: SearchNodes) -> Balls:
+        down, up = self.centre - self.outer.lows[0][0], self.outer.highs[0][0] - self.centre
+        radius = self.own(nodes).clamp(min=0.0)
+        return Balls(self.outer.norm, self.centre.float(), down.float(), up.float(), radius.float())
 
-    def reached(
-        self, space: Workspace, rows: torch.Tensor, multipliers: Multipliers, start: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[int, torch.Tensor]]:
-        last = len(self.graph.nodes) - 1
+    def points(self, slope: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
         outer = self.outer
+        balls = Balls(
+            outer.norm, self.centre, self.centre - outer.lows[0][0], outer.highs[0][0] - self.centre, radius
+        )
+        return balls.lowest(slope.unsqueeze(1))[:, 0]
+
+    def measured(
+        self,
+        nodes: SearchNodes,
+        rows: torch.Tensor,
+        low: torch.Tensor,
+        high: torch.Tensor,
+        multipliers: tuple[torch.Tensor, torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        last = len(self.graph.nodes) - 1
+        outer, start = self.outer, self.own(nodes)
+        slopes, constant, arrived = self.functions(rows, low, high, multipliers)
+        slope = slopes[:, 0]
+        reach = reach_of(
+            outer.norm,
+            self.centre.cpu().numpy(),
+            slope.cpu().numpy(),
+            (constant[:, 0] + slope @ self.centre).cpu().numpy(),
+            outer.lows[0][0].cpu().numpy(),
+            outer.highs[0][0].cpu().numpy(),
+        )
+        radius, rate = (torch.as_tensor(part, device=start.device) for part in (reach.radius, reach.rate))
+        radius = torch.maximum(radius.clamp(max=self.radius) * (1 - _BACK) - 1e-15, start)
+        every = self.multipliers(*(part.double() for part in multipliers))
+        sure = torch.full_like(radius, -torch.inf)
         with torch.no_grad():
-            traced = TracedSpace.of(space)
-            constant, arrived = backward(traced, last, rows, multipliers, rounded=False)
-            slope = torch.zeros_like(outer.lows[0]) if traced.slope is None else traced.slope[:, 0]
-            value = constant[:, 0] + slope @ self.centre
-            reach = reach_of(
-                outer.norm,
-                self.centre.cpu().numpy(),
-                slope.expand(len(rows), -1).cpu().numpy(),
-                value.cpu().numpy(),
-                outer.lows[0][0].cpu().numpy(),
-                outer.highs[0][0].cpu().numpy(),
-            )
-            points, radius, rate = (
-                torch.as_tensor(part, device=value.device)
-                for part in (reach.points, reach.radius, reach.rate)
-            )
-            radius = torch.maximum(radius.clamp(max=self.radius) * (1 - _BACK) - 1e-15, start)
             for _ in range(_PROOFS):
-                lower, upper = self.ball(radius)
-                proof = around(space, outer.norm, self.centre, radius)
-                proof.lows[0], proof.highs[0] = lower, upper
-                sure = backward(proof, last, rows, multipliers, rounded=True)[0][:, 0]
+                proof = around(self.space(low, high, nodes), outer.norm, self.centre, radius)
+                proof.lows[0], proof.highs[0] = self.ball(radius)
+                sure = backward(proof, last, rows, every, rounded=True)[0][:, 0]
                 failed = (sure <= 0) & (radius > start)
                 if not bool(failed.any()):
                     break
                 less = (radius + 2 * sure / rate).nan_to_num(nan=-torch.inf)
                 radius = torch.where(failed, torch.maximum(less, start), radius)
-            return torch.where(sure > 0, radius, start), points, arrived
+        return torch.where(sure > 0, radius, start), slope, arrived
 
     def leaf(self, nodes: SearchNodes, k: int, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
         found = super().leaf(nodes, k, low, high)

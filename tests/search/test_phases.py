@@ -20,7 +20,7 @@ from milpver.search._ascent import Lines
 from milpver.search._collapsed import _Collapse, collapsed
 from milpver.search._flat import FlatCrown, Layout, Passes
 from milpver.search._flat_kernel import CompiledPasses
-from milpver.search._phases import PhaseSearch, Root
+from milpver.search._phases import PhaseSearch, Root, SearchNodes
 from milpver.search.bab import SearchLimits
 from tests.nets import exact_trace
 
@@ -129,39 +129,106 @@ def test_a_network_that_would_grow_is_left_alone() -> None:
     assert collapsed(tensors, space, best) is None
 
 
-def search_of(graph: Graph, width: float, rows: Float) -> PhaseSearch:
+def search_of(graph: Graph, width: float, rows: Float, *, dense: bool = False) -> PhaseSearch:
     tensors, space, best, _, _ = bounded(graph, width, rows)
+    if dense:
+        fewer = collapsed(tensors, space, best)
+        assert fewer is not None
+        tensors, space, best = fewer
     alternatives = Alternatives.of([(row[None], np.array([0.25])) for row in rows], CPU)
     limits = SearchLimits(gap=0.0, decide=True, memory=1 << 30, expired=lambda: None)
     none = np.full(len(rows), np.inf)
-    return PhaseSearch(Root.of(tensors, space, best), alternatives, lambda *_: none, none, limits)
+    return PhaseSearch(Root.of(tensors, space, best, dense=dense), alternatives, lambda *_: none, none, limits)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_supergradients_are_those_of_automatic_differentiation(seed: int) -> None:
-    search = search_of(network(seed), 0.2, np.random.default_rng(seed).normal(size=(3, 3)))
+def nodes_of(search: PhaseSearch, seed: int) -> SearchNodes:
+    """Nodes with a sign each fixed, none of an input's, at random multipliers."""
     generator = torch.Generator().manual_seed(seed)
     nodes = search.first()
-    count = len(search.unstable)
+    inner = (search.unstable >= search.root.layout.spans.get(0, (0, 0))[1]).nonzero()[:, 0]
     for k in range(len(nodes)):
-        place = int(torch.randint(count, (1,), generator=generator))
+        place = int(inner[torch.randint(len(inner), (1,), generator=generator)])
         nodes.sign[k, place] = 1 if k % 2 else -1
         (nodes.low if k % 2 else nodes.high)[k, place] = 0.0
-    alpha = torch.rand(nodes.alpha.shape, generator=generator)
-    mu = nodes.sign.float().unsqueeze(1) * torch.rand(alpha.shape, generator=generator)
-    low, high = search.filled(nodes.low, search.root.low), search.filled(nodes.high, search.root.high)
-    space = search.space(low, high, nodes)
-    exact_alpha, exact_mu = alpha.double().requires_grad_(), mu.double().requires_grad_()
-    value, _ = search.evaluate(space, nodes.which, exact_alpha, exact_mu, rounded=False)
+    nodes.alpha = torch.rand(nodes.alpha.shape, generator=generator)
+    nodes.mu = nodes.sign.float().unsqueeze(1) * torch.rand(nodes.alpha.shape, generator=generator)
+    return nodes
+
+
+def full(search: PhaseSearch, nodes: SearchNodes) -> tuple[torch.Tensor, torch.Tensor]:
+    return search.filled(nodes.low, search.root.low), search.filled(nodes.high, search.root.high)
+
+
+def unrounded(
+    search: PhaseSearch, nodes: SearchNodes, alpha: torch.Tensor, mu: torch.Tensor
+) -> torch.Tensor:
+    """Bounds by the general backward pass."""
+    space = search.space(*full(search, nodes), nodes)
+    rows, last = search.rows[nodes.which], len(search.graph.nodes) - 1
+    return backward(space, last, rows, search.multipliers(alpha, mu), rounded=False)[0]
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_supergradients_are_those_of_automatic_differentiation(seed: int, dense: bool) -> None:
+    search = search_of(network(seed), 0.1, np.random.default_rng(seed).normal(size=(3, 3)), dense=dense)
+    nodes = nodes_of(search, seed)
+    exact_alpha, exact_mu = nodes.alpha.double().requires_grad_(), nodes.mu.double().requires_grad_()
+    value = unrounded(search, nodes, exact_alpha, exact_mu)
     wanted = torch.autograd.grad(value.sum(), (exact_alpha, exact_mu))
-    lines = Lines.of(nodes.low, nodes.high, (space.lows[0], space.highs[0]))
+    lines = Lines.of(nodes.low, nodes.high, search.inputs(nodes))
     rows = search.rows[nodes.which].float()
-    found, arrived, slope = search.ascent.backward(rows, lines, alpha, mu)
-    assert torch.allclose(found - 0.25, value.float(), atol=1e-4)
-    z = search.ascent.forward(lines, alpha, arrived, slope)
+    found, arrived, point = search.ascent.backward(rows, lines, nodes.alpha, nodes.mu)
+    assert torch.allclose(found, value.float(), atol=1e-4)
+    z = search.ascent.forward(lines, nodes.alpha, arrived, point)
     fixed = nodes.sign.abs().unsqueeze(1)
     assert torch.allclose(arrived.clamp(min=0.0) * lines.free * z, wanted[0].float(), atol=1e-3)
     assert torch.allclose(-z * fixed, (wanted[1] * fixed).float(), atol=1e-3)
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_functions_of_nodes_lie_below_their_rows(seed: int, dense: bool) -> None:
+    graph = network(seed)
+    search = search_of(graph, 0.1, np.random.default_rng(seed).normal(size=(3, 3)), dense=dense)
+    nodes = nodes_of(search, seed)
+    rows = search.rows[nodes.which]
+    slope, constant, arrived = search.functions(rows, *full(search, nodes), (nodes.alpha, nodes.mu))
+    box = search.root.workspace.lows[0][0], search.root.workspace.highs[0][0]
+    least = slope.clamp(min=0.0) @ box[0] + slope.clamp(max=0.0) @ box[1] + constant
+    wanted = unrounded(search, nodes, nodes.alpha.double(), nodes.mu.double())
+    assert torch.allclose(least, wanted, atol=1e-10)
+    assert arrived.shape == nodes.alpha.shape
+    seen = 0
+    for x in np.random.default_rng(seed).uniform(box[0].numpy(), box[1].numpy(), size=(20, graph.inputs)):
+        at = [Fraction(v) for v in x.tolist()]
+        trace, small = exact_trace(graph, at, {}), exact_trace(search.graph, at, {})
+        joined = [v for source in search.root.layout.spans for v in small[source]]
+        for k in range(len(nodes)):
+            place = int(nodes.sign[k].nonzero()[0, 0])
+            if joined[int(search.unstable[place])] * int(nodes.sign[k, place]) < 0:
+                continue
+            seen += 1
+            below = sum(Fraction(a) * v for a, v in zip(slope[k, 0].tolist(), at, strict=True))
+            value = sum(Fraction(c) * v for c, v in zip(rows[k, 0].tolist(), trace[-1], strict=True))
+            assert below + Fraction(float(constant[k, 0])) <= value
+    assert seen > 10
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_a_sign_on_trial_is_that_sign(dense: bool) -> None:
+    search = search_of(network(2), 0.1, np.random.default_rng(2).normal(size=(3, 3)), dense=dense)
+    nodes = search.first()
+    lines = Lines.of(nodes.low, nodes.high, search.inputs(nodes))
+    neuron = torch.arange(len(nodes)) % len(search.unstable)
+    at = torch.arange(len(nodes))
+    for side in (0, 1):
+        low, high = nodes.low.clone(), nodes.high.clone()
+        (low if side else high)[at, neuron] = 0.0
+        wanted, found = Lines.of(low, high, search.inputs(nodes)), lines.with_sign(neuron, side)
+        for part in ("free", "active", "steep", "missed"):
+            assert torch.equal(getattr(wanted, part), getattr(found, part))
+    assert bool((lines.free[at, 0, neuron] == 1).all())
 
 
 @pytest.mark.parametrize("stops", [False, True])
@@ -169,8 +236,7 @@ def test_an_ascent_ends_no_lower_than_it_began(stops: bool) -> None:
     search = search_of(network(3), 0.3, np.random.default_rng(3).normal(size=(6, 3)))
     nodes = search.first()
     nodes.alpha = torch.full_like(nodes.alpha, 0.5)
-    low, high = search.filled(nodes.low, search.root.low), search.filled(nodes.high, search.root.high)
-    lines = search.lines(search.space(low.float(), high.float(), nodes))
+    lines = Lines.of(nodes.low, nodes.high, search.inputs(nodes))
     rows, limits = search.rows[nodes.which].float(), search.row_limits[nodes.which].float()
 
     def value(alpha: torch.Tensor, mu: torch.Tensor) -> torch.Tensor:
