@@ -253,10 +253,18 @@ class _Question:
         """Who works on the regions in turn, None being the native search, and its share of the time left.
 
         A small network's conditions of several rows may be closed by a MILP solver in a moment where linear
-        bounds, which see one row at a time, split for long.
+        bounds, which see one row at a time, split for long; most of all where rows are over inputs alone.
         """
         if solver is None and _relus(self._graph) <= _FEW_RELUS:
-            return (None, 0.3), (registry.load("solvers", NATIVE[self.options.solver]), 0.5), (None, 1.0)
+            outputs = self.joint.graph.outputs
+            alone = self.prop.joint and any(
+                (~case.goal.rows[:, :outputs].any(axis=1)).any() for case in self._cases
+            )
+            return (
+                (None, 0.05 if alone else 0.3),
+                (registry.load("solvers", NATIVE[self.options.solver]), 0.5),
+                (None, 1.0),
+            )
         return (solver, 1.0), (solver, 1.0)
 
     def answer(self) -> PropertyAnswer:
