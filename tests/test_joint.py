@@ -156,11 +156,11 @@ def write(
     outputs: Mapping[str, list[str | int]],
     stored: Sequence[onnx.TensorProto],
 ) -> None:
-    edges = [
+    given, made = (
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in part.items()]
         for part in (inputs, outputs)
-    ]
-    graph = helper.make_graph(nodes, "made", *edges, stored)
+    )
+    graph = helper.make_graph(nodes, "made", given, made, stored)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     path.write_bytes(model.SerializeToString())
 

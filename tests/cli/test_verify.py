@@ -169,10 +169,10 @@ def test_queries_about_two_networks(cli: Any, model: Path, other: Path, tmp_path
     assert [lines[0], *lines[1::3]] == ["sat", *heads]
     x, y, u, v = (np.array([[float(value) for value in lines[k : k + 2]]]) for k in (2, 5, 8, 11))
     assert np.array_equal(x, u)
-    for file, given, said in ((model, x, y), (other, u, v)):
+    for file, given, computed in ((model, x, y), (other, u, v)):
         session = onnxruntime.InferenceSession(str(file))
         (outputs,) = session.run(None, {"input": given.astype(np.float32)})
-        assert outputs.tolist() == said.tolist()
+        assert outputs.tolist() == computed.tolist()
     assert abs(y[0, 0] - v[0, 0]) > 0.24
     for relation, words, said in (
         ("", both[:2], "no file for the network g"),
