@@ -61,6 +61,9 @@ _SHARES = (0.8, 0.9, 0.95, 0.975)
 _WORTH = 0.005
 #: A native search starts anew where the incumbent's radius has fallen to this share of its ball's.
 _SHRUNK = 0.9
+#: The first step of the radii in L1 and L2, as a share of what is open; how many times as many nodes the next
+#: search may take, and how many in any case; the share of the incumbent's distance from which it is searched.
+_FIRST, _MORE, _FEW, _DIRECT = 6, 8.0, 3000, 0.8
 #: The widest ball that is searched where there is no domain.
 _WIDEST = 2.0**20
 #: Linearisations from a point that a native search offers.
@@ -192,6 +195,36 @@ def _fit_for(norm: str, method: str, options: Options) -> Options:
 
 def _takes_squares(name: str) -> bool:
     return bool(getattr(registry.load("solvers", NATIVE.get(name, name)), "squares", False))
+
+
+class _Shells:
+    """Radii of the balls that a native search takes one after the other, up to that of the incumbent.
+
+    Bounds of pre-activations hold in the whole ball, and what a search costs grows exponentially with it: in
+    small balls lower bounds rise fast, and the incumbent's comes last. A step is as long as the rate at which
+    nodes grew in the last one lets a few times as many be expected.
+    """
+
+    def __init__(self, gap: float) -> None:
+        self.gap = gap
+        self.step = math.inf
+        self.low = 0.0
+        self.last = 1
+
+    def radius(self, low: float, best: float, nodes: int) -> float:
+        """The next ball's, with what is certified, the incumbent's distance, and the last search's nodes."""
+        risen, self.low = low - self.low, low
+        if math.isinf(self.step):
+            self.step = (best - low) / _FIRST
+        elif risen < self.step / 2:
+            return best  # what holds the bound is not the ball's size
+        else:
+            rate = math.log(max(nodes, 2) / self.last) / risen
+            wanted = math.log(max(_MORE, _FEW / max(nodes, 2)))
+            self.step = min(2 * self.step, wanted / rate) if rate > 0 else 2 * self.step
+            self.last = max(nodes, 2)
+        wide = low >= _DIRECT * best or low + 1.5 * self.step >= best - 2 * self.gap
+        return best if wide else low + self.step
 
 
 class _Search:
@@ -466,23 +499,32 @@ class _Search:
             return False
         self.engine = "bab"
         spare = self.clock.remaining / 2 if self.options.solver == "auto" and self.norm != "l2" else 0.0
+        shells, nodes = _Shells(self.options.gap), self.nodes
         while True:
-            radius = self.search_radius()
+            radius = self.best
+            if not math.isfinite(radius):
+                radius = self.growing_radius()
+            elif self.norm != "linf":
+                radius = shells.radius(self.least, self.best, self.nodes - nodes)
             if not math.isfinite(self.best) and radius > _WIDEST:
                 self.fail_endless(radius)
                 return True
+            nodes = self.nodes
             stop = self.search_once(radius, spare)
             if stop in (Stop.INTERRUPTED, Stop.MEMORY):
                 self.status = status_of(stop)
                 return True
-            grows = stop is Stop.OPTIMAL and not math.isfinite(self.best)
-            if not (stop is Stop.TARGET or grows) or not self.open_targets():
+            more = stop is Stop.TARGET or (stop is Stop.OPTIMAL and radius < self.best)
+            if not more or not self.open_targets():
                 return spare == 0.0 or not self.open_targets()
 
-    def search_radius(self) -> float:
-        """Of the ball to search natively; beyond the domain where that is what is left, to close all of it."""
-        if math.isfinite(self.best):
-            return self.best
+    @property
+    def least(self) -> float:
+        """The smallest lower bound of the targets that are open."""
+        return float(self.lower[self.open_targets()].min())
+
+    def growing_radius(self) -> float:
+        """Of a ball without an incumbent: a little beyond the domain where that is what is left."""
         k = min(self.open_targets(), key=lambda k: float(self.lower[k]))
         radius = self.ball_radius(k)
         return radius if radius < self.reach else self.reach * (1 + 1e-6) + 4 * self.options.gap
@@ -499,7 +541,7 @@ class _Search:
         a new start.
         """
         context = self.query.context
-        left = np.array(self.open_targets())
+        left = np.array([k for k in self.open_targets() if self.lower[k] < radius])
 
         def expired() -> Stop | None:
             if context.interrupted():
@@ -534,7 +576,8 @@ class _Search:
         self.impossible[left] |= result.lower > self.reach
         self.rounded[left] = np.maximum(self.rounded[left], np.minimum(result.lower, self.reach))
         for k in left:
-            self.reason[k] = status_of(Stop.TIMEOUT if result.stop is Stop.TARGET else result.stop)
+            ended = result.stop in (Stop.TARGET, Stop.OPTIMAL)
+            self.reason[k] = status_of(Stop.TIMEOUT if ended else result.stop)
         return result.stop
 
     def walk(self, x: Float, target: int) -> None:

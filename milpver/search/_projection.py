@@ -5,10 +5,10 @@ L1 is a linear program over the entries' ways up and down. In L2 the dual is max
     q(w) = min over the box of |x - x0|^2 / 2 + w (G x + g),   w >= 0,
 
 concave, its slope G x + g at the minimiser ``x = clip(x0 - G^T w)``, its curvature that of the entries that
-are not clipped: by Newton's steps, each to the maximum over w >= 0 of the quadratic piece (Lawson and Hanson,
-Solving Least Squares Problems, 1974, chapter 23), of which few are needed. Where no input of the ball will do,
-the multipliers prove that: some sum of the functions is > 0 there. Nothing rests on what a solver says: see
-``distance``.
+are not clipped: by Newton's steps, each to the maximum over w >= 0 of the quadratic piece (Lawson and
+Hanson, Solving Least Squares Problems, 1974, chapter 23), of which few are needed. Where no input of the
+ball will do, the multipliers prove that: some sum of the functions is > 0 there. Nothing rests on what a
+solver says: see ``distance``.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from milpver.query import Box
 from milpver.search._alternatives import Alternatives
 from milpver.search._collapsed import collapsed
 from milpver.search._compressed import compressed, without_max
+from milpver.search._flat import Layout
 from milpver.search._phases import PhaseSearch, Root, SearchNodes
 from milpver.search._projection import project
 from milpver.search._region import (
@@ -51,6 +52,8 @@ _CANDIDATES = 4
 _RARELY = 4
 #: What a radius is taken back by, relative to it, so that rounding does not undo it.
 _BACK = 1e-9
+#: Unstable neurons up to which nodes get bounds of their own in L1 and L2 where convolutions went away.
+_RECOMPUTED = 200
 #: How often a radius that rounding refuses is taken back by what it lacks.
 _PROOFS = 3
 #: What a margin is to be below 0 by, relative to the outputs, where a leaf's closest input does not replay.
@@ -115,8 +118,10 @@ def search_distance(
     small, space, best = compressed(tensors, bounded, best) if fewer is None else fewer
     if norm != "linf":
         space = around(space, norm, tensors.tensor(ball.centre), tensors.tensor(np.array([radius])))
+    unstable = sum(int(((space.lows[i] < 0) & (space.highs[i] > 0)).sum()) for i in Layout(small.graph).spans)
+    recompute = fewer is None or (norm != "linf" and unstable <= _RECOMPUTED)
     search = (_DistanceSearch if norm == "linf" else _BallSearch)(
-        Root.of(small, space, best, recompute=fewer is None),
+        Root.of(small, space, best, recompute=recompute),
         alternatives.only(~proven),
         (tensors.tensor(ball.centre), radius),
         floor[~proven],
