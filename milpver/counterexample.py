@@ -275,7 +275,7 @@ class _Question:
         if self._witness is not None:
             outcome = Outcome.SAT
             point, y, masks = self._witness
-            x = point[self.prop.places]
+            x = self.prop.declared(point, y)
             removed = removed_pairs(self.joint.networks[0], self.joint.own_masks(masks))
         elif all(self._proven(case).all() for case in self._cases):
             outcome = Outcome.UNSAT
@@ -416,7 +416,7 @@ class _Question:
         excess = case.goal.values(_with_inputs(y, x, self.prop.joint))
         exact = case.goal.values(self._graph.evaluate(x.astype(np.float64), masks))
         for i in np.argsort(excess.min(axis=1), kind="stable"):
-            if not (excess[i].min() <= 0 and self.prop.violated(x[i, self.prop.places], y[i])):
+            if not (excess[i].min() <= 0 and self.prop.violated(self.prop.declared(x[i], y[i]), y[i])):
                 continue
             if exact[i].min() > 0:
                 self._float32_only = True
@@ -455,7 +455,7 @@ class _Question:
                 x = case.points[k].astype(np.float32)
                 around = np.concatenate([x[None], self._neighbours(case.region, x)])
                 y = self._replay.outputs(around)
-                declared = around[:, self.prop.places]
+                declared = self.prop.declared(around, y)
                 if any(self.prop.violated(*each) for each in zip(declared, y, strict=True)):
                     return True
         return False

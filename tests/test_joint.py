@@ -310,6 +310,53 @@ def test_convolutions_beside_a_fully_connected_network(tmp_path: Path) -> None:
     assert decide(inner, networks).outcome is Outcome.SAT
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_networks_in_a_row_against_a_grid(solver: str, tmp_path: Path) -> None:
+    """g reads an output of f, in which f has to lie, and an input of its own; h reads what g gives."""
+    shapes = {"f": (2, 5, 2), "g": (2, 4, 1), "h": (1, 3, 1)}
+    networks = {
+        name: random_network(tmp_path / f"{name}.onnx", shape, seed)
+        for seed, (name, shape) in enumerate(shapes.items())
+    }
+    text = "".join(declared(name, shape[0], shape[-1]) for name, shape in shapes.items())
+    text += box("f", 2) + "(assert (and (>= Xg[0,1] 0.0) (<= Xg[0,1] 0.5)))\n"
+    text += "(assert (== Yf[0,1] Xg[0,0])) (assert (and (<= Xh[0,0] Yg[0,0]) (>= Xh[0,0] Yg[0,0])))\n"
+    axis = np.linspace(-1, 1, 61)
+    x = np.array(list(itertools.product(axis, axis, np.linspace(0, 0.5, 31))))
+    f = networks["f"].graph.evaluate(x[:, :2])
+    between = np.stack([f[:, 1], x[:, 2]], axis=1)
+    g = networks["g"].graph.evaluate(between)
+    y = np.concatenate([f, g, networks["h"].graph.evaluate(g)], axis=1)
+    asked = query(text + "(assert (<= Yh[0,0] 0.0))")
+    assert (asked.free, asked.places.tolist()) == (3, [0, 1, 4, 2, 5])
+    np.testing.assert_allclose(join(asked, networks).graph.evaluate(x), y, atol=1e-12)
+    middle = float(np.median(f[:, 1]))
+    inside = f[:, 1] <= middle
+    for most, more in ((y[:, 3].max(), ""), (y[inside, 3].max(), f"(assert (<= Xg[0,0] {middle:.6f}))")):
+        for limit, expected in ((most - 0.01, Outcome.SAT), (most + 0.1, Outcome.UNSAT)):
+            found = decide(query(text + more + f"(assert (>= Yh[0,0] {limit:.6f}))"), networks, solver)
+            assert found.outcome is expected
+            if found.x is not None and found.y is not None:
+                assert found.x[2] == found.y[1]
+
+
+def test_outputs_of_networks_declared_later_or_of_the_same_are_no_inputs(tmp_path: Path) -> None:
+    """They are rows like others: nothing is defined by itself."""
+    f = random_network(tmp_path / "f.onnx", (1, 3, 1), 0)
+    text = declared("f", 1, 1) + declared("g", 1, 1, "(equal-to f)") + box("f", 1) + box("g", 1)
+    for equal in ("(== Xf[0,0] Yg[0,0])", "(== Xf[0,0] Yf[0,0])", "(== Xg[0,0] Yg[0,0])"):
+        asked = query(text + f"(assert {equal}) (assert (<= Yf[0,0] 0.5))")
+        assert asked.places.tolist() == [0, 1]
+        assert asked.joint
+    both = query(
+        text + "(assert (== Xg[0,0] Yf[0,0])) (assert (== Xg[0,0] Xf[0,0])) (assert (<= Yg[0,0] 9.0))"
+    )
+    assert both.places.tolist() == [0, 0]
+    assert both.joint
+    far = query(text + "(assert (== Xg[0,0] Yf[0,0])) (assert (>= Yf[0,0] 1.5)) (assert (<= Yg[0,0] 9.0))")
+    assert decide(far, {"f": f}).outcome is Outcome.UNSAT, "Xg is at most 1"
+
+
 def test_equal_inputs_of_one_network_in_version_1(tmp_path: Path) -> None:
     """No search in float32 meets the diagonal of a square, but it is an interval; masks as ever."""
     f = random_network(tmp_path / "f.onnx", (2, 5, 1), 4)

@@ -21,7 +21,8 @@ _FIXED = {
     "multiple_network_theories": ("SNET", "MENET", "MINET", "MNET"),
     "multiple_node_comparison_theories": ("SNC", "MNC"),
     "arithmetic_complexity_theories": (
-        "BND * every input needs a lower and an upper bound, its own or that of an input set equal to it",
+        "BND * every input needs a lower and an upper bound, or to be set equal to an input that has them, "
+        "or to an output of a network declared before",
         "OUTC",
         "LIN",
     ),
