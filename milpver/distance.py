@@ -36,6 +36,7 @@ from milpver.norm import NORMS, check_norm, closest_steps, length
 from milpver.query import NATIVE, Budget, Domain, Options, ball, check_inputs, forced_pairs, parse_budget
 from milpver.replay import without
 from milpver.run import Clock, RunContext, status_of
+from milpver.search._region import fast_multiplier
 from milpver.search.bab import SearchLimits, torch_threads
 from milpver.search.distance import search_distance
 from milpver.solver import Solution, Stop
@@ -441,6 +442,7 @@ class _Search:
                 steps=bounding.steps,
                 row_steps=bounding.row_steps,
                 hurry=hurry,
+                multiplier=fast_multiplier(context.tensors.device) if context.native else None,
             )
         # The box holds the ball.
         return bounding.bound(self.graph, lower, upper, Budget(), rows, self.options.device, hurry=hurry)

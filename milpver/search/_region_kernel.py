@@ -14,10 +14,10 @@ from milpver.bounds._rounding import gamma
 from milpver.linear import Float
 from milpver.search._compile import compiled
 
-__all__ = ["gains", "lowest"]
+__all__ = ["gains", "lowest", "multiplier"]
 
 #: Bisections of a steepness, and rounds of the factor.
-_HALVINGS = 18
+_HALVINGS = 24
 _ROUNDS = 10
 
 
@@ -63,6 +63,19 @@ def gains(norm: str, c: torch.Tensor, down: torch.Tensor, up: torch.Tensor, radi
     out = c.new_empty(len(c))
     run = _gains_l1 if norm == "l1" else _gains_l2
     run(c.contiguous().numpy(), down.numpy(), up.numpy(), radius, gamma(4 * c.shape[1] + 64), out.numpy())
+    return out
+
+
+def multiplier(norm: str, size: torch.Tensor, room: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
+    """See ``bounds._norm_ball.ball_multiplier``."""
+    out = size.new_empty(size.shape[:2])
+    run = _thresholds if norm == "l1" else _shares
+    run(
+        size.reshape(-1, size.shape[2]).contiguous().numpy(),
+        room.reshape(-1, size.shape[2]).contiguous().numpy(),
+        radius.expand(out.shape).reshape(-1).contiguous().numpy(),
+        out.view(-1).numpy(),
+    )
     return out
 
 
@@ -121,6 +134,33 @@ def _steepness(row: Float, down: Float, up: Float, radius: float) -> tuple[float
 
 
 @compiled
+def _threshold(row: Float, down: Float, up: Float, radius: float) -> float:
+    """The steepness of an L1 ball: that of the steepest entry that is not above the bracket."""
+    _, high, _, _ = _steepness(row, down, up, radius)
+    found = 0.0
+    for i in range(row.shape[0]):
+        room = down[i] if row[i] > 0 else up[i]
+        size = abs(row[i])
+        found = max(found, size if size <= high and room > 0.0 else 0.0)
+    return found
+
+
+@compiled
+def _thresholds(size: Float, room: Float, radius: Float, out: Float) -> None:
+    """The t of each row."""
+    for k in range(size.shape[0]):
+        out[k] = _threshold(size[k], room[k], room[k], radius[k])
+
+
+@compiled
+def _shares(size: Float, room: Float, radius: Float, out: Float) -> None:
+    """The v of each row."""
+    for k in range(size.shape[0]):
+        factor = _factor(size[k], room[k], room[k], radius[k])
+        out[k] = 1.0 / factor if factor > 0.0 else 0.0
+
+
+@compiled
 def _lowest_l1(rows: Float, centre: Float, down: Float, up: Float, radius: Float, out: Float) -> None:
     """Each row's smallest point; entries as steep as the last one share what is left."""
     for k in range(rows.shape[0]):
@@ -153,7 +193,7 @@ def _gains_l1(rows: Float, down: Float, up: Float, radius: float, rounding: floa
     """``sum min(|c|, t) room - r t`` for each row, less rounding."""
     for k in range(rows.shape[0]):
         row = rows[k]
-        _, most, _, _ = _steepness(row, down, up, radius)
+        most = _threshold(row, down, up, radius)
         covered = 0.0
         for i in range(row.shape[0]):
             value = row[i]
