@@ -351,7 +351,7 @@ def _distance(parser: argparse.ArgumentParser) -> None:
         "--norm",
         default="linf",
         metavar="NORM",
-        help="how distances are measured: linf, l1, or l2 (with the solver scip or gurobi) (linf)",
+        help="how distances are measured: linf, l1, or l2 (of backends by scip and gurobi alone) (linf)",
     )
     parser.add_argument(
         "--method", default="direct", metavar="NAME", help="direct minimisation, or bisect on the radius"
