@@ -208,14 +208,15 @@ class _Shells:
 
     def __init__(self, gap: float) -> None:
         self.gap = gap
-        self.step = math.inf
+        self.step = self.best = math.inf
         self.low = 0.0
         self.last = 1
 
     def radius(self, low: float, best: float, nodes: int) -> float:
         """The next ball's, with what is certified, the incumbent's distance, and the last search's nodes."""
         risen, self.low = low - self.low, low
-        if math.isinf(self.step):
+        closer, self.best = best < _SHRUNK * self.best, best
+        if closer:
             self.step = (best - low) / _FIRST
         elif risen < self.step / 2:
             return best  # what holds the bound is not the ball's size
@@ -511,12 +512,14 @@ class _Search:
             if not math.isfinite(self.best) and radius > _WIDEST:
                 self.fail_endless(radius)
                 return True
-            nodes = self.nodes
+            nodes, before = self.nodes, self.least
             stop = self.search_once(radius, spare)
             if stop in (Stop.INTERRUPTED, Stop.MEMORY):
                 self.status = status_of(stop)
                 return True
             more = stop is Stop.TARGET or (stop is Stop.OPTIMAL and radius < self.best)
+            if more and self.open_targets() and not math.isfinite(self.best):
+                more = self.least > before  # where a larger ball would be the same
             if not more or not self.open_targets():
                 return spare == 0.0 or not self.open_targets()
 
