@@ -30,6 +30,7 @@ __all__ = [
     "TriedSpace",
     "around",
     "fast_multiplier",
+    "lowest_by_torch",
     "reach_of",
     "root_space",
 ]
@@ -94,17 +95,29 @@ class Balls:
             from milpver.search._region_kernel import lowest  # noqa: PLC0415  it takes a second to load
 
             return lowest(self.norm, c, self.centre, self.down, self.up, radius)
-        size = c.abs()
-        room = torch.where(c > 0, self.down, self.up)
-        if self.norm == "l1":
-            order = size.argsort(dim=2, descending=True)
-            wide = room.gather(2, order)
-            left = radius.unsqueeze(2) - (wide.cumsum(dim=2) - wide)
-            steps = torch.zeros_like(size).scatter(2, order, torch.minimum(left.clamp(min=0.0), wide))
-        else:
-            share = ball_multiplier("l2", size.double(), room.double(), radius.double()).unsqueeze(2)
-            steps = torch.minimum((size / share.clamp(min=1e-30)).to(c.dtype), room)
-        return self.centre - c.sign() * steps
+        return lowest_by_torch(self.norm, c, self.centre, self.down, self.up, radius)
+
+
+def lowest_by_torch(
+    norm: str,
+    c: torch.Tensor,
+    centre: torch.Tensor,
+    down: torch.Tensor,
+    up: torch.Tensor,
+    radius: torch.Tensor,
+) -> torch.Tensor:
+    """As ``_region_kernel.lowest``, on any device."""
+    size = c.abs()
+    room = torch.where(c > 0, down, up)
+    if norm == "l1":
+        order = size.argsort(dim=2, descending=True)
+        wide = room.gather(2, order)
+        left = radius.unsqueeze(2) - (wide.cumsum(dim=2) - wide)
+        steps = torch.zeros_like(size).scatter(2, order, torch.minimum(left.clamp(min=0.0), wide))
+    else:
+        share = ball_multiplier("l2", size.double(), room.double(), radius.double()).unsqueeze(2)
+        steps = torch.minimum((size / share.clamp(min=1e-30)).to(c.dtype), room)
+    return centre - c.sign() * steps
 
 
 @dataclass(eq=False)

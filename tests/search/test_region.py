@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from milpver.bounds._norm_ball import ball_multiplier
 from milpver.norm import closest_steps, lengths
-from milpver.search._region import Balls, Boxes, reach_of
+from milpver.search._region import Balls, Boxes, lowest_by_torch, reach_of
 from milpver.search._region_kernel import gains, multiplier
 
 NORMS = st.sampled_from(["l1", "l2"])
@@ -43,6 +43,10 @@ def test_compiled_loops_and_torch_agree(seed: int, norm: str, inputs: int, even:
     assert bool(torch.all((-step <= down + 1e-6) & (step <= up + 1e-6)))
     box = torch.where(c > 0, -down, up)
     assert torch.allclose((c * step).sum(dim=2), (c * box).sum(dim=2) + plain, atol=2e-4)
+    radii = radius.float().unsqueeze(1)
+    other = lowest_by_torch(norm, c.float(), balls.centre, balls.down, balls.up, radii)
+    value = (c * (other - balls.centre).double()).sum(dim=2)
+    assert torch.allclose(value, (c * step).sum(dim=2), atol=2e-4)
     kept = balls.pick(torch.tensor([2]))
     assert torch.equal(kept.lowest(c[2:3].float()), balls.lowest(c.float())[2:3])
     whole = float(radius[0])
