@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from milpver.counterexample import verify_property as verify_property
     from milpver.errors import MilpverError as MilpverError
+    from milpver.joint import load_networks as load_networks
     from milpver.network import Network as Network
     from milpver.onnx_import import load_network as load
     from milpver.property_file import load_property as load_property
@@ -29,6 +30,7 @@ __all__ = [
     "__version__",
     "boundary_distance",
     "load",
+    "load_networks",
     "load_property",
     "pruning_distance",
     "verify_property",
@@ -41,6 +43,7 @@ _HOMES = {
     "Verdict": ("milpver.verdict", "Verdict"),
     "boundary_distance": ("milpver.verify", "boundary_distance"),
     "load": ("milpver.onnx_import", "load_network"),
+    "load_networks": ("milpver.joint", "load_networks"),
     "load_property": ("milpver.property_file", "load_property"),
     "pruning_distance": ("milpver.verify", "pruning_distance"),
     "verify_property": ("milpver.counterexample", "verify_property"),

@@ -253,10 +253,18 @@ class _Question:
         """Who works on the regions in turn, None being the native search, and its share of the time left.
 
         A small network's conditions of several rows may be closed by a MILP solver in a moment where linear
-        bounds, which see one row at a time, split for long.
+        bounds, which see one row at a time, split for long; most of all where rows are over inputs alone.
         """
         if solver is None and _relus(self._graph) <= _FEW_RELUS:
-            return (None, 0.3), (registry.load("solvers", NATIVE[self.options.solver]), 0.5), (None, 1.0)
+            outputs = self.joint.graph.outputs
+            alone = self.prop.joint and any(
+                (~case.goal.rows[:, :outputs].any(axis=1)).any() for case in self._cases
+            )
+            return (
+                (None, 0.05 if alone else 0.3),
+                (registry.load("solvers", NATIVE[self.options.solver]), 0.5),
+                (None, 1.0),
+            )
         return (solver, 1.0), (solver, 1.0)
 
     def answer(self) -> PropertyAnswer:
@@ -267,7 +275,7 @@ class _Question:
         if self._witness is not None:
             outcome = Outcome.SAT
             point, y, masks = self._witness
-            x = point[self.prop.places]
+            x = self.prop.declared(point, y)
             removed = removed_pairs(self.joint.networks[0], self.joint.own_masks(masks))
         elif all(self._proven(case).all() for case in self._cases):
             outcome = Outcome.UNSAT
@@ -408,7 +416,7 @@ class _Question:
         excess = case.goal.values(_with_inputs(y, x, self.prop.joint))
         exact = case.goal.values(self._graph.evaluate(x.astype(np.float64), masks))
         for i in np.argsort(excess.min(axis=1), kind="stable"):
-            if not (excess[i].min() <= 0 and self.prop.violated(x[i, self.prop.places], y[i])):
+            if not (excess[i].min() <= 0 and self.prop.violated(self.prop.declared(x[i], y[i]), y[i])):
                 continue
             if exact[i].min() > 0:
                 self._float32_only = True
@@ -447,7 +455,7 @@ class _Question:
                 x = case.points[k].astype(np.float32)
                 around = np.concatenate([x[None], self._neighbours(case.region, x)])
                 y = self._replay.outputs(around)
-                declared = around[:, self.prop.places]
+                declared = self.prop.declared(around, y)
                 if any(self.prop.violated(*each) for each in zip(declared, y, strict=True)):
                     return True
         return False

@@ -36,8 +36,9 @@ from milpver.norm import NORMS, check_norm, closest_steps, length
 from milpver.query import NATIVE, Budget, Domain, Options, ball, check_inputs, forced_pairs, parse_budget
 from milpver.replay import without
 from milpver.run import Clock, RunContext, status_of
+from milpver.search._region import fast_multiplier
 from milpver.search.bab import SearchLimits, torch_threads
-from milpver.search.distance import search_distance
+from milpver.search.distance import SLACK, search_distance
 from milpver.solver import Solution, Stop
 from milpver.verdict import SOLVER_TOLERANCE, Assurance, ClassBracket, Status, Verdict
 from milpver.witness import RejectedWitnessError, Witness, check_float32, evaluate
@@ -61,6 +62,12 @@ _SHARES = (0.8, 0.9, 0.95, 0.975)
 _WORTH = 0.005
 #: A native search starts anew where the incumbent's radius has fallen to this share of its ball's.
 _SHRUNK = 0.9
+#: The first step of the radii in L1 and L2, as a share of what is open; how many times as many nodes the next
+#: search may take, and how many in any case; the share of the incumbent's distance from which it is searched.
+_FIRST, _MORE, _FEW, _DIRECT = 6, 8.0, 3000, 0.8
+#: The part of the time that ``auto`` keeps for its backend: little for l1, where that has closed no bracket
+#: that the search had not; none for l2, whose squares it does not take.
+_SPARE = {"linf": 0.5, "l1": 0.125, "l2": 0.0}
 #: The widest ball that is searched where there is no domain.
 _WIDEST = 2.0**20
 #: Linearisations from a point that a native search offers.
@@ -192,6 +199,39 @@ def _fit_for(norm: str, method: str, options: Options) -> Options:
 
 def _takes_squares(name: str) -> bool:
     return bool(getattr(registry.load("solvers", NATIVE.get(name, name)), "squares", False))
+
+
+class _Shells:
+    """Radii of the balls that a native search takes one after the other, up to that of the incumbent.
+
+    Bounds of pre-activations hold in the whole ball, and what a search costs grows exponentially with it: in
+    small balls lower bounds rise fast, and what is to be proven comes last. A step is as long as the rate at which
+    nodes grew in the last one lets a few times as many be expected.
+    """
+
+    def __init__(self, gap: float) -> None:
+        self.gap = gap
+        self.step = self.best = math.inf
+        self.low = 0.0
+        self.last = 1
+
+    def radius(self, low: float, best: float, nodes: int) -> float:
+        """The next ball's, with what is certified, the incumbent's distance, and the last search's nodes."""
+        # More than this need not be proven, and bounds of a smaller ball are tighter.
+        last = best - (1 - SLACK) * min(self.gap, best)
+        risen, self.low = low - self.low, low
+        closer, self.best = best < _SHRUNK * self.best, best
+        if closer:
+            self.step = (best - low) / _FIRST
+        elif risen < self.step / 2:
+            return last  # what holds the bound is not the ball's size
+        else:
+            rate = math.log(max(nodes, 2) / self.last) / risen
+            wanted = math.log(max(_MORE, _FEW / max(nodes, 2)))
+            self.step = min(2 * self.step, wanted / rate) if rate > 0 else 2 * self.step
+            self.last = max(nodes, 2)
+        wide = low >= _DIRECT * best or low + 1.5 * self.step >= best - 2 * self.gap
+        return last if wide else low + self.step
 
 
 class _Search:
@@ -408,6 +448,7 @@ class _Search:
                 steps=bounding.steps,
                 row_steps=bounding.row_steps,
                 hurry=hurry,
+                multiplier=fast_multiplier(context.tensors.device) if context.native else None,
             )
         # The box holds the ball.
         return bounding.bound(self.graph, lower, upper, Budget(), rows, self.options.device, hurry=hurry)
@@ -456,8 +497,8 @@ class _Search:
     def search_ball(self) -> bool:
         """Search the ball of the incumbent natively; False where the backend has to (go on to) answer.
 
-        ``auto`` keeps half of the time for its backend, but none for l2, which that could not minimise. In
-        l1 and l2 balls grow where no attack has found an incumbent.
+        ``auto`` keeps a part of the time for its backend. In l1 and l2 balls grow where no attack has found
+        an incumbent.
         """
         context = self.query.context
         if not (context.native and self.query.method == "direct"):
@@ -465,25 +506,35 @@ class _Search:
         if self.norm == "linf" and not math.isfinite(self.best):
             return False
         self.engine = "bab"
-        spare = self.clock.remaining / 2 if self.options.solver == "auto" and self.norm != "l2" else 0.0
+        spare = _SPARE[self.norm] * self.clock.remaining if self.options.solver == "auto" else 0.0
+        shells, nodes = _Shells(self.options.gap), self.nodes
         while True:
-            radius = self.search_radius()
+            radius = self.best
+            if not math.isfinite(radius):
+                radius = self.growing_radius()
+            else:
+                radius = shells.radius(self.least, self.best, self.nodes - nodes)
             if not math.isfinite(self.best) and radius > _WIDEST:
                 self.fail_endless(radius)
                 return True
+            nodes, before = self.nodes, self.least
             stop = self.search_once(radius, spare)
             if stop in (Stop.INTERRUPTED, Stop.MEMORY):
                 self.status = status_of(stop)
                 return True
-            grows = stop is Stop.OPTIMAL and not math.isfinite(self.best)
-            if not (stop is Stop.TARGET or grows) or not self.open_targets():
+            more = stop is Stop.TARGET or (stop is Stop.OPTIMAL and radius < self.best - self.options.gap)
+            if more and self.open_targets() and not math.isfinite(self.best):
+                more = self.least > before  # where a larger ball would be the same
+            if not more or not self.open_targets():
                 return spare == 0.0 or not self.open_targets()
 
-    def search_radius(self) -> float:
-        """Of the ball to search natively; beyond the domain where that is what is left, to close all of it."""
-        if math.isfinite(self.best):
-            # More than this need not be proven, and bounds of a smaller ball are tighter.
-            return self.best - 0.99 * min(self.options.gap, self.best)
+    @property
+    def least(self) -> float:
+        """The smallest lower bound of the targets that are open."""
+        return float(self.lower[self.open_targets()].min())
+
+    def growing_radius(self) -> float:
+        """Of a ball without an incumbent: a little beyond the domain where that is what is left."""
         k = min(self.open_targets(), key=lambda k: float(self.lower[k]))
         radius = self.ball_radius(k)
         return radius if radius < self.reach else self.reach * (1 + 1e-6) + 4 * self.options.gap
@@ -500,7 +551,7 @@ class _Search:
         a new start.
         """
         context = self.query.context
-        left = np.array(self.open_targets())
+        left = np.array([k for k in self.open_targets() if self.lower[k] < radius])
 
         def expired() -> Stop | None:
             if context.interrupted():
@@ -536,7 +587,8 @@ class _Search:
         self.impossible[left] |= result.lower > self.reach
         self.rounded[left] = np.maximum(self.rounded[left], np.minimum(result.lower, self.reach))
         for k in left:
-            self.reason[k] = status_of(Stop.TIMEOUT if result.stop is Stop.TARGET else result.stop)
+            ended = result.stop in (Stop.TARGET, Stop.OPTIMAL)
+            self.reason[k] = status_of(Stop.TIMEOUT if ended else result.stop)
         return result.stop
 
     def walk(self, x: Float, target: int) -> None:

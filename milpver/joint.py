@@ -1,9 +1,10 @@
 """The networks of a query as one graph: in goes what regions range over, out comes all that they compute.
 
-Every network reads its slice of the joint input; entries that the query sets equal are one entry that several
-networks read. Layers of different networks stand beside each other, so that bounds and searches see the
-product of the networks as one network. A network that two names stand for, on the very same entries, is there
-once. A run is a run of every network by itself: ONNX Runtime gets each original file.
+Every network reads its slice of the joint input. Entries that the query sets equal are one entry that several
+networks read; an input that it sets equal to an output of a network declared before is that output. Layers of
+different networks stand beside each other, so that bounds and searches see the product of the networks as one
+network. A network that two names stand for, on the very same entries, is there once. A run is a run of every
+network by itself: ONNX Runtime gets each original file.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class Part:
 
     Attributes:
         network: the network.
-        reads: for each of its inputs the entry of the joint input, int64 [its inputs].
+        reads: for each of its inputs the entry of the joint input or, behind it, of the joint output of the
+            parts before, int64 [its inputs].
         gives: which of its outputs are in the joint output, in order, int64.
         gates: its Gate nodes -> those of the joint graph.
     """
@@ -80,11 +82,13 @@ class Joint:
             x: float64 [batch, inputs] of the joint graph.
             removed: Gate node of the joint graph -> bool [gates] or [batch, gates].
         """
-        found = [
-            float32_error(part.network, x[:, part.reads], _own(part, removed))[:, part.gives]
-            for part in self.parts
-        ]
-        return np.concatenate(found, axis=1)
+        values = np.concatenate([x, self.graph.evaluate(x, removed)], axis=1)
+        errors = np.zeros_like(x)
+        for part in self.parts:
+            given, before = values[:, part.reads], errors[:, part.reads]
+            own = float32_error(part.network, given, _own(part, removed), input_error=before)
+            errors = np.concatenate([errors, own[:, part.gives]], axis=1)
+        return errors[:, x.shape[1] :]
 
     def budget(self, own: Budget) -> Budget:
         """A budget of the only network, over the joint graph's nodes.
@@ -141,11 +145,12 @@ class JointReplay:
             x: float32 [batch, inputs] of the joint graph.
             removed: Gate node of the joint graph -> bool [gates] or [batch, gates]; absent: none.
         """
-        found = [
-            self._runs[id(part.network)].outputs(x[:, part.reads], _own(part, removed or {}))[:, part.gives]
-            for part in self._joint.parts
-        ]
-        return np.concatenate(found, axis=1)
+        values = x
+        for part in self._joint.parts:
+            run = self._runs[id(part.network)]
+            found = run.outputs(values[:, part.reads], _own(part, removed or {}))
+            values = np.concatenate([values, found[:, part.gives]], axis=1)
+        return values[:, x.shape[1] :]
 
 
 def load_networks(prop: Property, files: Mapping[str, Path], *, channels: bool = False) -> dict[str, Network]:
@@ -374,44 +379,55 @@ def _joined(prop: Property, placed: Sequence[tuple[Network, Int, Int]]) -> Joint
     """Networks in their places: for each input of one the declared entry, and which outputs are declared."""
     nodes: list[Node] = [Input(prop.free)]
     parts: list[Part] = []
-    ends: list[int] = []
+    outputs: list[tuple[int, int]] = []  # the node and the entry that hold each of the joint outputs
     known: dict[tuple[int, bytes], tuple[int, dict[int, int]]] = {}
     for network, declared, gives in placed:
         reads = prop.places[declared]
         key = (id(network), reads.tobytes())
         if key not in known:
-            known[key] = _added(nodes, network.graph, reads)
+            known[key] = _added(nodes, network.graph, reads, outputs)
         end, gates = known[key]
         parts.append(Part(network, reads, gives, gates))
-        ends.append(end)
+        outputs += [(end, int(entry)) for entry in gives]
     graph = parts[0].network.graph
     alone = len(parts) == 1 and np.array_equal(parts[0].reads, np.arange(graph.inputs))
     if alone and np.array_equal(parts[0].gives, np.arange(graph.outputs)):
         return Joint(graph, (replace(parts[0], gates={node: node for node in graph.gate_nodes}),))
-    total = sum(len(part.gives) for part in parts)
-    taken: dict[int, Int] = {}
-    start = 0
-    for part, end in zip(parts, ends, strict=True):
-        rows = taken.setdefault(end, np.full(total, -1, dtype=np.int64))
-        rows[start : start + len(part.gives)] = part.gives
-        start += len(part.gives)
-    terms = tuple((end, selection(rows, nodes[end].size)) for end, rows in taken.items())
-    nodes.append(Affine(terms, np.zeros(total), "outputs"))
+    nodes.append(_gathered(nodes, outputs, "outputs"))
     return Joint(Graph(tuple(nodes)), tuple(parts))
 
 
-def _added(nodes: list[Node], graph: Graph, reads: Int) -> tuple[int, dict[int, int]]:
-    """Add a network's nodes that reads some entries of the joint input: its last node, and its gates."""
+def _gathered(nodes: Sequence[Node], entries: Sequence[tuple[int, int]], name: str) -> Affine:
+    """The node of these entries, pairs (node, entry of it)."""
+    rows: dict[int, Int] = {}
+    for place, (node, entry) in enumerate(entries):
+        rows.setdefault(node, np.full(len(entries), -1, dtype=np.int64))[place] = entry
+    terms = tuple((node, selection(picked, nodes[node].size)) for node, picked in rows.items())
+    return Affine(terms, np.zeros(len(entries)), name)
+
+
+def _added(
+    nodes: list[Node], graph: Graph, reads: Int, outputs: Sequence[tuple[int, int]]
+) -> tuple[int, dict[int, int]]:
+    """Add the nodes of a network: its last one, and its gates.
+
+    Args:
+        nodes: those that are there.
+        graph: the network.
+        reads: as ``Part`` has it.
+        outputs: where the joint outputs of the parts before are: nodes and entries.
+    """
     width = nodes[0].size
     whole = len(reads) == width and np.array_equal(reads, np.arange(width))
-    direct = whole or len(np.unique(reads)) == len(reads)
+    direct = whole or (len(np.unique(reads)) == len(reads) and bool(np.all(reads < width)))
     moved = {0: 0}
     gates: dict[int, int] = {}
 
     def chosen() -> int:
         """The node that holds what the network reads."""
         if not whole and moved[0] == 0:
-            nodes.append(Affine(((0, selection(reads, width)),), np.zeros(len(reads)), "input"))
+            entries = [(0, int(each)) if each < width else outputs[each - width] for each in reads]
+            nodes.append(_gathered(nodes, entries, "input"))
             moved[0] = len(nodes) - 1
         return moved[0]
 

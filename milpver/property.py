@@ -172,7 +172,8 @@ class Property:
     """A property, as read from a file.
 
     Inputs that a query sets equal throughout are one entry of what regions range over: a box has no inside
-    where two entries are equal, and no float32 search would meet it.
+    where two entries are equal, and no float32 search would meet it. Inputs that it sets equal to an output
+    of a network declared before theirs are that output, and no entry at all.
 
     Attributes:
         source: the file.
@@ -183,7 +184,9 @@ class Property:
         joint: whether rows range over outputs and free inputs, float64 [k, outputs + free], outputs first.
         formula: what was written, over the declared entries.
         networks: what is declared (version 2.0), or ().
-        places: for each declared input its entry of a region's box, int64 [inputs].
+        free: number of inputs that are left: entries of a region's box.
+        places: for each declared input what it is: an entry of the free inputs or, behind them, of the
+            outputs, int64 [inputs].
     """
 
     source: Path
@@ -194,12 +197,12 @@ class Property:
     joint: bool
     formula: Formula
     networks: tuple[Declaration, ...]
+    free: int
     places: NDArray[np.int64]
 
-    @property
-    def free(self) -> int:
-        """Number of inputs that are not equal to one before them: entries of a region's box."""
-        return int(self.places.max()) + 1
+    def declared(self, x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Inputs as declared, float32 [..., inputs], of free ones [..., free] and outputs [..., outputs]."""
+        return np.concatenate([x, y], axis=-1)[..., self.places]
 
     def violated(self, x: NDArray[np.float32], y: NDArray[np.float32]) -> bool:
         """Whether (x, y) is a counterexample: meets the formula exactly, without any tolerance.

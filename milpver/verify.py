@@ -180,7 +180,7 @@ def boundary_distance(
         label: the class of each input.
         domain: (lower, upper) limits of the inputs, numbers or float64 arrays [inputs].
         method: ``direct`` minimisation, or ``bisect`` on the radius (the papers' reference).
-        norm: ``linf``, ``l1``, or ``l2`` (by a backend that takes squares: scip, gurobi).
+        norm: ``linf``, ``l1``, or ``l2`` (of backends by those that take squares alone: scip, gurobi).
         target: only this competing class.
         remove: neurons that the network goes without, as for ``worst_margin``.
         options: as for ``worst_margin``.

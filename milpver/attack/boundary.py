@@ -4,7 +4,7 @@ In the linear region of a point x the margin to class j is m_j(x) + g_j . (x' - 
 which it vanishes, within the domain, is that of ``norm.closest_steps`` (without a domain, in L-inf,
 x' = x0 - r sign(g_j) with r = (m_j(x) + g_j . (x0 - x)) / ||g_j||_1: Moosavi-Dezfooli et al. 2016, DeepFool).
 Repeated from x' this walks along the boundary towards x0; every adversarial point met is pulled back along
-the segment to x0.
+the segment to x0. In L1 and L2, where such steps are long in few entries, parts of them are tried as well.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ _HALVINGS = 30
 #: Linearisations without a gain worth it (relative), after which a walk ends; targets that this is asked of
 #: are those not this many times as far as the closest.
 _IDLE, _WORTH, _NEAR = 4, 1e-3, 2.0
+#: Parts of a step that are tried in L1 and L2, and how often.
+_PARTS = np.array([1.0, 0.7, 0.4, 0.2, 0.1, 0.04, 0.01])
+_DESCENTS = 60
 
 
 def closest_adversarials(
@@ -81,7 +84,43 @@ def closest_adversarials(
             needed = margin + np.einsum("bi,bi->b", slope, x0 - x)
             x = closest_steps(norm, x0, slope, needed * overshoot, low, high)
             overshoot = min(overshoot * 1.2, 1.3)
+    if norm != "linf":
+        for k in np.flatnonzero(best <= _NEAR * best.min()):
+            if np.isfinite(best[k]):
+                best[k], points[k] = _descended(graph, x0, points[k], rows[k], low, high, norm)
     return best, points
+
+
+def _descended(
+    graph: Graph, x0: Float, x: Float, row: Float, low: Float, high: Float, norm: str
+) -> tuple[float, Float]:
+    """Walk on from an adversarial point, where whole steps of linearisations go to and fro between kinks.
+
+    Parts of the step to the closest point of the linearised boundary are tried, each put right along its own
+    slope and pulled back; the closest adversarial one is the next point.
+    """
+    rows = np.tile(row, (len(_PARTS), 1))
+    kept = np.full(len(_PARTS), np.inf), np.tile(x, (len(_PARTS), 1))
+    distance = float(lengths(norm, x - x0))
+    for _ in range(_DESCENTS):
+        values = graph.trace(x[None])
+        slope = graph.pullback(values, row[None])
+        needed = row @ values[-1][0] + slope @ (x0 - x)
+        end = closest_steps(norm, x0, slope, needed, low, high)
+        tried = x + _PARTS[:, None] * (end - x)
+        for _ in range(2):
+            values = graph.trace(tried)
+            margin = values[-1] @ row
+            _keep_closest(graph, x0, tried, margin, rows, kept, norm)
+            slopes = graph.pullback(values, rows)
+            scale = np.abs(values[-1]).max(axis=1)
+            tried = closest_steps(norm, tried, slopes, margin + 1e-9 * scale, low, high)
+        k = int(kept[0].argmin())
+        if not kept[0][k] < distance * (1 - _WORTH / 10):
+            break
+        distance, x = float(kept[0][k]), kept[1][k].copy()
+        kept = np.full(len(_PARTS), np.inf), np.tile(x, (len(_PARTS), 1))
+    return distance, x
 
 
 def _keep_closest(

@@ -29,10 +29,14 @@ from milpver.bounds._workspace import Workspace
 from milpver.linear import Float
 from milpver.query import Budget
 
-__all__ = ["BallWorkspace", "ball_bounds", "shared_steepness"]
+__all__ = ["BallWorkspace", "Multiplier", "ball_bounds", "ball_multiplier"]
 
 #: Rounds of ``v <- sqrt(sum of free c^2 / (r^2 - sum of capped room^2))``, which falls towards its limit.
 _ROUNDS = 8
+
+
+#: As ``ball_multiplier``.
+Multiplier = Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(eq=False)
@@ -43,11 +47,13 @@ class BallWorkspace(Workspace):
         norm: ``l1`` or ``l2``.
         centre: x0, float64 [inputs], inside every box.
         radius: float64 [batch].
+        multiplier: finds t or v; None: by torch.
     """
 
     norm: str = "l2"
     centre: torch.Tensor | None = None
     radius: torch.Tensor | None = None
+    multiplier: Multiplier | None = None
 
     @property
     def box_shaped(self) -> bool:
@@ -63,17 +69,31 @@ class BallWorkspace(Workspace):
         # A room that is too small by rounding is paid for by the error below; an infinite one would be NaN.
         room = torch.where(c > 0, down.unsqueeze(1), up.unsqueeze(1)).clamp(max=2.0**500)
         radius = self.radius.view(-1, 1)
+        found_by = self.multiplier or ball_multiplier
+        multiplier = found_by(self.norm, size.detach(), room.detach(), radius).unsqueeze(2)
         if self.norm == "l1":
-            kept = torch.minimum(size, _threshold(size.detach(), room, radius).unsqueeze(2))
+            kept = torch.minimum(size, multiplier)
             dual = kept.amax(dim=2)
         else:
-            kept = torch.minimum(size, shared_steepness(size.detach(), room, radius).unsqueeze(2) * room)
+            kept = torch.minimum(size, multiplier * room)
             dual = (kept.square().sum(dim=2) + 1e-300).sqrt()
         covered, spent = (kept * room).sum(dim=2), radius * dual
         with torch.no_grad():
             error = gamma(4 * c.shape[2] + 64) * (covered + spent) + 1e-290
         more: torch.Tensor = (covered - spent - error).clamp(min=0.0)
         return found + more
+
+
+def ball_multiplier(norm: str, size: torch.Tensor, room: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
+    """The t of l1 or the v of l2, float64 [batch, rows].
+
+    Args:
+        norm: ``l1`` or ``l2``.
+        size: |c|, float64 [batch, rows, inputs].
+        room: of every entry, float64 [batch, rows, inputs].
+        radius: float64 [batch, rows or 1].
+    """
+    return (_threshold if norm == "l1" else _share)(size, room, radius)
 
 
 def _threshold(size: torch.Tensor, room: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
@@ -85,14 +105,8 @@ def _threshold(size: torch.Tensor, room: torch.Tensor, radius: torch.Tensor) -> 
     return torch.where(reached.any(dim=2), found, torch.zeros_like(found))
 
 
-def shared_steepness(size: torch.Tensor, room: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
-    """The v of l2, float64 [batch, rows].
-
-    Args:
-        size: |c|, float64 [batch, rows, inputs].
-        room: of every entry, float64 [batch, rows, inputs].
-        radius: float64 [batch, rows or 1].
-    """
+def _share(size: torch.Tensor, room: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
+    """The v of l2, float64 [batch, rows]."""
     found: torch.Tensor = size.norm(dim=2) / radius.clamp(min=1e-300)
     for _ in range(_ROUNDS):
         capped = size > found.unsqueeze(2) * room
@@ -113,6 +127,7 @@ def ball_bounds(
     steps: int,
     row_steps: int,
     hurry: Callable[[], bool] | None = None,
+    multiplier: Multiplier | None = None,
 ) -> Bounds:
     """CROWN bounds over balls around one centre.
 
@@ -125,6 +140,7 @@ def ball_bounds(
         rows: over the output, float64 [batch, rows, outputs].
         steps, row_steps: of ascent, for intermediate bounds and for the rows.
         hurry: as for ``milpver.bounding.Bounding``.
+        multiplier: as for ``BallWorkspace``.
     """
     lower, upper = boxes
     workspace = BallWorkspace(
@@ -135,6 +151,7 @@ def ball_bounds(
         norm=norm,
         centre=tensors.tensor(centre),
         radius=tensors.tensor(radii),
+        multiplier=multiplier,
     )
     found, _ = crown_bounds(
         workspace,

@@ -117,6 +117,7 @@ the counterexample, a float32 input with the outputs that ONNX Runtime gives.
 examples:
   milpver verify model.onnx property.vnnlib.gz --timeout 120 --result out.txt
   milpver verify query.vnnlib --network f=model.onnx
+  milpver verify query.vnnlib --network f=model.onnx --network g=smaller.onnx
   milpver verify --instances instances.csv --results results.csv"""
 
 SUPPORTS_EXAMPLES = """\
@@ -350,7 +351,7 @@ def _distance(parser: argparse.ArgumentParser) -> None:
         "--norm",
         default="linf",
         metavar="NORM",
-        help="how distances are measured: linf, l1, or l2 (with the solver scip or gurobi) (linf)",
+        help="how distances are measured: linf, l1, or l2 (of backends by scip and gurobi alone) (linf)",
     )
     parser.add_argument(
         "--method", default="direct", metavar="NAME", help="direct minimisation, or bisect on the radius"
@@ -561,7 +562,8 @@ def _verify(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=MODEL",
-        help="the file of the network that a query in VNN-LIB 2.0 declares under this name",
+        help="the file of a network that a query in VNN-LIB 2.0 declares under this name; again for each one"
+        " that is not declared equal to another",
     )
     parser.add_argument(
         "--budget", metavar="LIST", help="the property has to hold under all masks: see milpver margin (none)"

@@ -69,15 +69,17 @@ def property_of(formula: Formula, declared: Declared) -> Property:
         DataError: the box of an alternative is empty or has no bound, an alternative says nothing about the
             outputs, the normal form is too large, or a coefficient cannot be represented.
     """
-    first = _first_equals(_conjuncts(formula)[0], declared.inputs)
-    kept, places = np.unique(first, return_inverse=True)
+    first = _firsts(_conjuncts(formula)[0], declared)
+    kept = sorted({each for each in first if each < declared.inputs})
     free = len(kept)
+    place = {each: number for number, each in enumerate(kept)}
+    places = [place[each] if each < declared.inputs else each - declared.inputs + free for each in first]
 
     def moved(variable: int) -> int:
-        return int(places[variable]) if variable < declared.inputs else variable - declared.inputs + free
+        return places[variable] if variable < declared.inputs else variable - declared.inputs + free
 
     def name(variable: int) -> str:
-        return declared.name(int(kept[variable]) if variable < free else variable - free + declared.inputs)
+        return declared.name(kept[variable] if variable < free else variable - free + declared.inputs)
 
     own = declared if free == declared.inputs else replace(declared, inputs=free, name=name)
     try:
@@ -97,7 +99,8 @@ def property_of(formula: Formula, declared: Declared) -> Property:
         joint=joint,
         formula=formula,
         networks=declared.networks,
-        places=places.astype(np.int64),
+        free=free,
+        places=np.array(places, dtype=np.int64),
     )
 
 
@@ -120,14 +123,20 @@ def _conjuncts(formula: Formula) -> tuple[list[Comparison], list[Formula]]:
     return comparisons, disjunctions
 
 
-def _first_equals(comparisons: Sequence[Comparison], inputs: int) -> list[int]:
-    """For each input the first one that comparisons set equal to it; itself where there is none."""
+def _firsts(comparisons: Sequence[Comparison], declared: Declared) -> list[int]:
+    """For each input the variable that stands for it, by what comparisons set equal.
+
+    That is an output of a network declared before those of all inputs that are equal to it, or else the first
+    of these inputs.
+    """
     below = set()
     for each in comparisons:
-        if each.constant == 0 and not each.strict and len(each.terms) == 2 and each.terms[1][0] < inputs:
+        if each.constant == 0 and not each.strict and len(each.terms) == 2:
             (left, factor), (right, other) = each.terms
             if factor == -other:
                 below.add((left, right) if factor > 0 else (right, left))
+    pairs = sorted((low, high) for low, high in below if low < high and (high, low) in below)
+    inputs = declared.inputs
     first = list(range(inputs))
 
     def root(variable: int) -> int:
@@ -136,11 +145,23 @@ def _first_equals(comparisons: Sequence[Comparison], inputs: int) -> list[int]:
             variable = first[variable]
         return variable
 
-    for low, high in below:
-        if low < high and (high, low) in below:
+    for low, high in pairs:
+        if high < inputs:
             one, same = root(low), root(high)
             first[max(one, same)] = min(one, same)
-    return [root(variable) for variable in range(inputs)]
+    roots = [root(variable) for variable in range(inputs)]
+    reads = [
+        k for k, each in enumerate(declared.networks) for tensor in each.inputs for _ in range(tensor.size)
+    ]
+    makes = [
+        k for k, each in enumerate(declared.networks) for tensor in each.results for _ in range(tensor.size)
+    ]
+    output: dict[int, int] = {}
+    for low, high in pairs if declared.networks else ():
+        # The first of equal inputs belongs to the network that is declared first.
+        if low < inputs <= high and makes[high - inputs] < reads[roots[low]]:
+            output.setdefault(roots[low], high)
+    return [output.get(each, each) for each in roots]
 
 
 def _renamed(formula: Formula, moved: Callable[[int], int]) -> Formula:

@@ -41,7 +41,7 @@ _STEPS = 10
 #: What a bound in float32 may be off by, relative to it, where it decides whether to go on.
 _SINGLE = 1e-5
 #: Neurons that are split on trial, for each node.
-_TRIALS = 10
+_TRIALS = 1
 #: What a neuron counts for, as a candidate for branching, whose line below alone misses its ReLU.
 _MINOR = 1e-3
 #: Elements (nodes x neurons) of a batch.
@@ -74,13 +74,19 @@ class Root:
 
     @classmethod
     def of(
-        cls, tensors: TensorGraph, workspace: Workspace, best: Multipliers, *, dense: bool = False
+        cls,
+        tensors: TensorGraph,
+        workspace: Workspace,
+        best: Multipliers,
+        *,
+        dense: bool = False,
+        recompute: bool = True,
     ) -> Root:
         """The root of a graph; through convolutions a row costs as much as a node, too much at each."""
         layout = Layout(tensors.graph)
         low, high = layout.joined(workspace.lows), layout.joined(workspace.highs)
         operators = [one for each in tensors.operators.values() for one in each]
-        recompute = not dense and not any(isinstance(one.linear, Conv) for one in operators)
+        recompute = recompute and not any(isinstance(one.linear, Conv) for one in operators)
         return cls(tensors, workspace, layout, low, high, best, recompute, dense)
 
 

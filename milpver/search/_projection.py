@@ -5,10 +5,10 @@ L1 is a linear program over the entries' ways up and down. In L2 the dual is max
     q(w) = min over the box of |x - x0|^2 / 2 + w (G x + g),   w >= 0,
 
 concave, its slope G x + g at the minimiser ``x = clip(x0 - G^T w)``, its curvature that of the entries that
-are not clipped: by Newton's steps, each to the maximum over w >= 0 of the quadratic piece (Lawson and Hanson,
-Solving Least Squares Problems, 1974, chapter 23), of which few are needed. Where no input of the ball will do,
-the multipliers prove that: some sum of the functions is > 0 there. Nothing rests on what a solver says: see
-``distance``.
+are not clipped: by Newton's steps, each to the maximum over w >= 0 of the quadratic piece (Lawson and
+Hanson, Solving Least Squares Problems, 1974, chapter 23), of which few are needed. Where no input of the
+ball will do, the multipliers prove that: some sum of the functions is > 0 there. Nothing rests on what a
+solver says: see ``distance``.
 """
 
 from __future__ import annotations
@@ -63,29 +63,33 @@ def _program(
     """The step of l1 and the duals; where there is none, those of the smallest violation in the ball."""
     from scipy.optimize import linprog  # noqa: PLC0415  # most searches need no leaf
 
-    inputs, count = matrix.shape[1], len(constants)
-    ways = np.hstack([matrix, -matrix])
+    count = len(constants)
     room = np.concatenate([np.maximum(steps[1], 0.0), np.maximum(-steps[0], 0.0)])
-    sides = np.column_stack([np.zeros(2 * inputs), room])
-    found = linprog(np.ones(2 * inputs), A_ub=ways, b_ub=-constants, bounds=sides, method="highs")
+    used = np.flatnonzero(room > 0)
+    ways = np.hstack([matrix, -matrix])[:, used]
+    sides = np.column_stack([np.zeros(len(used)), room[used]])
+    # Presolving takes longer than what is left to do.
+    quick = {"presolve": False}
+    found = linprog(
+        np.ones(len(used)), A_ub=ways, b_ub=-constants, bounds=sides, method="highs", options=quick
+    )
     if found.status != 0:
-        away = np.vstack(
-            [
-                np.hstack([ways, -np.ones((count, 1))]),
-                np.concatenate([np.ones(2 * inputs), [0.0]])[None],
-            ]
-        )
+        above = -np.ones((count, 1))
+        length = np.append(np.ones(len(used)), 0.0)
         found = linprog(
-            np.concatenate([np.zeros(2 * inputs), [1.0]]),
-            A_ub=away,
+            1.0 - length,
+            A_ub=np.vstack([np.hstack([ways, above]), length[None]]),
             b_ub=np.append(-constants, radius),
             bounds=[*map(tuple, sides), (None, None)],
             method="highs",
+            options=quick,
         )
     if found.status != 0:
         return None
-    x = np.asarray(found.x)
-    return x[:inputs] - x[inputs : 2 * inputs], np.maximum(-np.asarray(found.ineqlin.marginals)[:count], 0.0)
+    moved = np.zeros(len(room))
+    moved[used] = np.asarray(found.x)[: len(used)]
+    up, down = np.split(moved, 2)
+    return up - down, np.maximum(-np.asarray(found.ineqlin.marginals)[:count], 0.0)
 
 
 def _newton(

@@ -14,7 +14,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 import torch
 
-from milpver.bounds._norm_ball import BallWorkspace, shared_steepness
+from milpver.bounds._norm_ball import BallWorkspace, Multiplier, ball_multiplier
 from milpver.bounds._tensors import TensorGraph
 from milpver.bounds._workspace import Workspace
 from milpver.linear import Float
@@ -29,6 +29,8 @@ __all__ = [
     "TracedSpace",
     "TriedSpace",
     "around",
+    "fast_multiplier",
+    "lowest_by_torch",
     "reach_of",
     "root_space",
 ]
@@ -94,17 +96,29 @@ class Balls:
             from milpver.search._region_kernel import lowest  # noqa: PLC0415  it takes a second to load
 
             return lowest(self.norm, c, self.centre, self.down, self.up, radius)
-        size = c.abs()
-        room = torch.where(c > 0, self.down, self.up)
-        if self.norm == "l1":
-            order = size.argsort(dim=2, descending=True)
-            wide = room.gather(2, order)
-            left = radius.unsqueeze(2) - (wide.cumsum(dim=2) - wide)
-            steps = torch.zeros_like(size).scatter(2, order, torch.minimum(left.clamp(min=0.0), wide))
-        else:
-            share = shared_steepness(size.double(), room.double(), radius.double()).unsqueeze(2)
-            steps = torch.minimum((size / share.clamp(min=1e-30)).to(c.dtype), room)
-        return self.centre - c.sign() * steps
+        return lowest_by_torch(self.norm, c, self.centre, self.down, self.up, radius)
+
+
+def lowest_by_torch(
+    norm: str,
+    c: torch.Tensor,
+    centre: torch.Tensor,
+    down: torch.Tensor,
+    up: torch.Tensor,
+    radius: torch.Tensor,
+) -> torch.Tensor:
+    """As ``_region_kernel.lowest``, on any device."""
+    size = c.abs()
+    room = torch.where(c > 0, down, up)
+    if norm == "l1":
+        order = size.argsort(dim=2, descending=True)
+        wide = room.gather(2, order)
+        left = radius.unsqueeze(2) - (wide.cumsum(dim=2) - wide)
+        steps = torch.zeros_like(size).scatter(2, order, torch.minimum(left.clamp(min=0.0), wide))
+    else:
+        share = ball_multiplier("l2", size.double(), room.double(), radius.double()).unsqueeze(2)
+        steps = torch.minimum((size / share.clamp(min=1e-30)).to(c.dtype), room)
+    return centre - c.sign() * steps
 
 
 @dataclass(eq=False)
@@ -154,9 +168,20 @@ def _parts(space: Workspace) -> dict[str, Any]:
     return {part.name: getattr(space, part.name) for part in fields(Workspace)}
 
 
+def fast_multiplier(device: torch.device) -> Multiplier | None:
+    """What finds the multipliers of balls fast on a device; loading it takes a second."""
+    if device.type != "cpu":
+        return None
+    from milpver.search._region_kernel import multiplier  # noqa: PLC0415  it takes a second to load
+
+    return multiplier
+
+
 def around(space: Workspace, norm: str, centre: torch.Tensor, radius: torch.Tensor) -> BallWorkspace:
     """The same bounds in balls around x0, float64 [inputs], of some radii, float64 [batch]."""
-    return BallWorkspace(**_parts(space), norm=norm, centre=centre, radius=radius)
+    return BallWorkspace(
+        **_parts(space), norm=norm, centre=centre, radius=radius, multiplier=fast_multiplier(centre.device)
+    )
 
 
 def root_space(tensors: TensorGraph, norm: str, centre: torch.Tensor, radius: float) -> Workspace:
@@ -169,6 +194,7 @@ def root_space(tensors: TensorGraph, norm: str, centre: torch.Tensor, radius: fl
         norm=norm,
         centre=centre,
         radius=torch.tensor([radius], dtype=torch.float64, device=tensors.device),
+        multiplier=fast_multiplier(tensors.device),
     )
 
 

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 
 from milpver.bounds._rounding import gamma
 from milpver.linear import Float
 from milpver.search._compile import compiled
 
-__all__ = ["gains", "lowest"]
+__all__ = ["gains", "lowest", "multiplier"]
 
-#: Bisections of a steepness, and rounds of the factor.
-_HALVINGS = 18
+#: Bisections of a steepness, halvings of what entries are picked out by, and rounds of the factor.
+_HALVINGS = 24
+_PICKS = 40
 _ROUNDS = 10
+#: What a round adds to the factor, relative to it, once that is close: bounds are off by its square.
+_CLOSE = 1e-5
 
 
 def lowest(
@@ -38,16 +42,13 @@ def lowest(
         radius: float32 [nodes, R].
     """
     out = torch.empty(c.shape, dtype=c.dtype)
-    rows = c.reshape(-1, c.shape[2])
-    run = _lowest_l1 if norm == "l1" else _lowest_l2
-    run(
-        rows.contiguous().numpy(),
-        centre.numpy(),
-        down.numpy(),
-        up.numpy(),
-        radius.reshape(-1).contiguous().numpy(),
-        out.view(rows.shape).numpy(),
-    )
+    rows = c.reshape(-1, c.shape[2]).contiguous().numpy()
+    ball = centre.numpy(), down.numpy(), up.numpy(), radius.reshape(-1).contiguous().numpy()
+    found = out.view(-1, c.shape[2]).numpy()
+    if norm == "l1":
+        _lowest_l1(rows, *ball, _scratch(c), found)
+    else:
+        _lowest_l2(rows, *ball, found)
     return out
 
 
@@ -61,9 +62,29 @@ def gains(norm: str, c: torch.Tensor, down: torch.Tensor, up: torch.Tensor, radi
         radius: of the ball.
     """
     out = c.new_empty(len(c))
-    run = _gains_l1 if norm == "l1" else _gains_l2
-    run(c.contiguous().numpy(), down.numpy(), up.numpy(), radius, gamma(4 * c.shape[1] + 64), out.numpy())
+    rows, ways, rounding = c.contiguous().numpy(), (down.numpy(), up.numpy()), gamma(4 * c.shape[1] + 64)
+    if norm == "l1":
+        _gains_l1(rows, *ways, radius, rounding, _scratch(c), out.numpy())
+    else:
+        _gains_l2(rows, *ways, radius, rounding, out.numpy())
     return out
+
+
+def multiplier(norm: str, size: torch.Tensor, room: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
+    """See ``bounds._norm_ball.ball_multiplier``."""
+    out = size.new_empty(size.shape[:2])
+    sizes, rooms = (part.reshape(-1, size.shape[2]).contiguous().numpy() for part in (size, room))
+    radii, found = radius.expand(out.shape).reshape(-1).contiguous().numpy(), out.view(-1).numpy()
+    if norm == "l1":
+        _thresholds(sizes, rooms, radii, _scratch(size), found)
+    else:
+        _shares(sizes, rooms, radii, found)
+    return out
+
+
+def _scratch(c: torch.Tensor) -> Float:
+    """Room for the entries of a row that are picked out."""
+    return np.empty((2, c.shape[-1]))
 
 
 @compiled
@@ -86,15 +107,43 @@ def _factor(row: Float, down: Float, up: Float, radius: float) -> float:
         if left <= 0.0:
             return factor
         found = math.sqrt(left / free)
-        if found <= factor * (1 + 1e-7):
+        if found <= factor * (1 + _CLOSE):
             return factor
         factor = found
     return factor
 
 
 @compiled
-def _steepness(row: Float, down: Float, up: Float, radius: float) -> tuple[float, float, float, float]:
-    """Around the steepness of an L1 ball: below and above it, and the room of steeper entries for each."""
+def _picked(
+    row: Float, down: Float, up: Float, radius: float, cut: float, sizes: Float, rooms: Float
+) -> tuple[int, float]:
+    """Pick out the steepest entries, with room for the radius together: how many, and what all are above."""
+    for _ in range(_PICKS):
+        above = 0.0
+        for i in range(row.shape[0]):
+            value = row[i]
+            room = down[i] if value > 0 else up[i]
+            above += room if abs(value) > cut else 0.0
+        if above > radius:
+            break
+        cut *= 0.5
+    else:
+        cut = 0.0
+    count = 0
+    for i in range(row.shape[0]):
+        value = row[i]
+        if abs(value) > cut:
+            sizes[count] = abs(value)
+            rooms[count] = down[i] if value > 0 else up[i]
+            count += 1
+    return count, cut
+
+
+@compiled
+def _threshold(
+    row: Float, down: Float, up: Float, radius: float, sizes: Float, rooms: Float
+) -> tuple[float, float, float]:
+    """The steepness of an L1 ball, 0 where it holds the box; the room of steeper, of as steep entries."""
     most = 0.0
     whole = 0.0
     for i in range(row.shape[0]):
@@ -104,34 +153,58 @@ def _steepness(row: Float, down: Float, up: Float, radius: float) -> tuple[float
         most = max(most, size if room > 0.0 else 0.0)
         whole += room if size > 0.0 else 0.0
     if whole <= radius:
-        return 0.0, 0.0, whole, whole
-    low, high, much, little = 0.0, most, whole, 0.0
+        return 0.0, whole, 0.0
+    count, cut = _picked(row, down, up, radius, 0.5 * most, sizes, rooms)
+    low, high = cut, most
     for _ in range(_HALVINGS):
         middle = 0.5 * (low + high)
-        room_above = 0.0
-        for i in range(row.shape[0]):
-            value = row[i]
-            room = down[i] if value > 0 else up[i]
-            room_above += room if abs(value) > middle else 0.0
-        if room_above <= radius:
-            high, little = middle, room_above
+        above = 0.0
+        for i in range(count):
+            above += rooms[i] if sizes[i] > middle else 0.0
+        if above <= radius:
+            high = middle
         else:
-            low, much = middle, room_above
-    return low, high, much, little
+            low = middle
+    found = 0.0
+    for i in range(count):
+        found = max(found, sizes[i] if sizes[i] <= high and rooms[i] > 0.0 else 0.0)
+    above = 0.0
+    level = 0.0
+    for i in range(count):
+        above += rooms[i] if sizes[i] > found else 0.0
+        level += rooms[i] if sizes[i] == found else 0.0
+    return found, above, level
 
 
 @compiled
-def _lowest_l1(rows: Float, centre: Float, down: Float, up: Float, radius: Float, out: Float) -> None:
+def _thresholds(size: Float, room: Float, radius: Float, scratch: Float, out: Float) -> None:
+    """The t of each row."""
+    for k in range(size.shape[0]):
+        out[k] = _threshold(size[k], room[k], room[k], radius[k], scratch[0], scratch[1])[0]
+
+
+@compiled
+def _shares(size: Float, room: Float, radius: Float, out: Float) -> None:
+    """The v of each row."""
+    for k in range(size.shape[0]):
+        factor = _factor(size[k], room[k], room[k], radius[k])
+        out[k] = 1.0 / factor if factor > 0.0 else 0.0
+
+
+@compiled
+def _lowest_l1(
+    rows: Float, centre: Float, down: Float, up: Float, radius: Float, scratch: Float, out: Float
+) -> None:
     """Each row's smallest point; entries as steep as the last one share what is left."""
     for k in range(rows.shape[0]):
         row = rows[k]
-        low, high, much, little = _steepness(row, down, up, radius[k])
-        part = (radius[k] - little) / (much - little) if much > little else 0.0
+        least, above, level = _threshold(row, down, up, radius[k], scratch[0], scratch[1])
+        part = min(max(radius[k] - above, 0.0) / level, 1.0) if level > 0.0 else 0.0
         for i in range(row.shape[0]):
             value = row[i]
             room = down[i] if value > 0 else up[i]
             size = abs(value)
-            step = room if size > high else (part * room if size > low else 0.0)
+            step = room if size > least else (part * room if size == least else 0.0)
             out[k, i] = centre[i] - step if value > 0 else centre[i] + step
 
 
@@ -149,11 +222,13 @@ def _lowest_l2(rows: Float, centre: Float, down: Float, up: Float, radius: Float
 
 
 @compiled
-def _gains_l1(rows: Float, down: Float, up: Float, radius: float, rounding: float, out: Float) -> None:
+def _gains_l1(
+    rows: Float, down: Float, up: Float, radius: float, rounding: float, scratch: Float, out: Float
+) -> None:
     """``sum min(|c|, t) room - r t`` for each row, less rounding."""
     for k in range(rows.shape[0]):
         row = rows[k]
-        _, most, _, _ = _steepness(row, down, up, radius)
+        most, _, _ = _threshold(row, down, up, radius, scratch[0], scratch[1])
         covered = 0.0
         for i in range(row.shape[0]):
             value = row[i]

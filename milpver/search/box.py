@@ -187,7 +187,7 @@ class BoxSearch:
         tensors, workspace, best = small or compressed(self._tensors, workspace, best)
         alternatives = self._alternatives.only(open_)
         search = PhaseSearch(
-            Root.of(tensors, workspace, best, dense=small is not None),
+            Root.of(tensors, workspace, best, dense=small is not None, recompute=small is None),
             alternatives,
             self._offer_for(open_),
             self._best[open_],

@@ -27,6 +27,7 @@ from milpver.query import Box
 from milpver.search._alternatives import Alternatives
 from milpver.search._collapsed import collapsed
 from milpver.search._compressed import compressed, without_max
+from milpver.search._flat import Layout
 from milpver.search._phases import PhaseSearch, Root, SearchNodes
 from milpver.search._projection import project
 from milpver.search._region import (
@@ -42,7 +43,7 @@ from milpver.search.bab import SearchLimits, SearchResult
 from milpver.search.box import root_steps
 from milpver.solver import Stop
 
-__all__ = ["search_distance"]
+__all__ = ["SLACK", "search_distance"]
 
 #: Offers points, float64 [n, inputs], for targets, int64 [n]; the closest known adversarial input's distance.
 OfferPoints = Callable[[Float, Int], float]
@@ -50,8 +51,12 @@ OfferPoints = Callable[[Float, Int], float]
 _CANDIDATES = 4
 #: Points of one batch in 2^this are offered where those offered before were of no use.
 _RARELY = 4
+#: What a node's radius may lack of the ball's, as a share of the gap: rounding takes a little.
+SLACK = 0.1
 #: What a radius is taken back by, relative to it, so that rounding does not undo it.
 _BACK = 1e-9
+#: Unstable neurons up to which nodes get bounds of their own in L1 and L2 where convolutions went away.
+_RECOMPUTED = 200
 #: How often a radius that rounding refuses is taken back by what it lacks.
 _PROOFS = 3
 #: Newton's steps towards a radius.
@@ -121,8 +126,10 @@ def search_distance(
     small, space, best = compressed(tensors, bounded, best) if fewer is None else fewer
     if norm != "linf":
         space = around(space, norm, tensors.tensor(ball.centre), tensors.tensor(np.array([radius])))
+    unstable = sum(int(((space.lows[i] < 0) & (space.highs[i] > 0)).sum()) for i in Layout(small.graph).spans)
+    recompute = fewer is None or (norm != "linf" and unstable <= _RECOMPUTED)
     search = (_DistanceSearch if norm == "linf" else _BallSearch)(
-        Root.of(small, space, best, dense=fewer is not None),
+        Root.of(small, space, best, dense=fewer is not None, recompute=recompute),
         alternatives.only(~proven),
         (tensors.tensor(ball.centre), radius),
         floor[~proven],
@@ -178,7 +185,7 @@ class _DistanceSearch(PhaseSearch):
         return False
 
     def alive(self, lower: torch.Tensor) -> torch.Tensor:
-        return lower < float(self.best.min()) - self.limits.gap
+        return lower < min(float(self.best.min()) - self.limits.gap, self.radius - SLACK * self.limits.gap)
 
     def hopeful(self, value: torch.Tensor) -> bool:
         return len(value) > 0

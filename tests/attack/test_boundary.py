@@ -11,7 +11,7 @@ from scipy.optimize import linprog
 from milpver.attack.boundary import closest_adversarials
 from milpver.graph import Affine, Graph, Input, Relu
 from milpver.linear import Dense
-from milpver.norm import closest_steps
+from milpver.norm import closest_steps, lengths
 
 
 def net(seed: int, *, linear: bool) -> Graph:
@@ -61,6 +61,26 @@ def test_points_are_adversarial_and_inside(seed: int, linear: bool, limited: boo
                 assert found[k] == pytest.approx(exact.fun, rel=1e-4, abs=1e-6)
             if exact.status == 2:
                 assert found[k] == np.inf
+
+
+@given(st.integers(0, 10**6), st.sampled_from(["l1", "l2"]), st.booleans())
+def test_parts_of_steps_lead_closer_and_stay_inside(seed: int, norm: str, limited: bool) -> None:
+    graph = net(seed, linear=False)
+    rng = np.random.default_rng(seed)
+    x0 = rng.uniform(-1, 1, size=3)
+    low, high = (np.full(3, -1.0), np.full(3, 1.0)) if limited else (np.full(3, -np.inf), np.full(3, np.inf))
+    label = int(graph.evaluate(x0[None])[0].argmax())
+    targets = [j for j in range(3) if j != label]
+    found, points = closest_adversarials(graph, x0, label, targets, low, high, steps=5, seed=seed, norm=norm)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("milpver.attack.boundary._DESCENTS", 0)
+        before, _ = closest_adversarials(graph, x0, label, targets, low, high, steps=5, seed=seed, norm=norm)
+    assert np.all(found <= before)
+    for k in np.flatnonzero(np.isfinite(found)):
+        assert np.all((points[k] >= low) & (points[k] <= high))
+        assert lengths(norm, points[k] - x0) == pytest.approx(found[k], abs=1e-12)
+        logits = graph.evaluate(points[k][None])[0]
+        assert logits[label] - logits[targets[k]] <= 1e-12
 
 
 @given(st.integers(0, 10**6))

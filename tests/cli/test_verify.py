@@ -131,6 +131,75 @@ def test_queries_in_version_2(cli: Any, model: Path, tmp_path: Path) -> None:
     assert "declares the network f" in wrong.err
 
 
+TWO = """(vnnlib-version <2.0>)
+(declare-network f (declare-input X float32 [1,2]) (declare-output Y float32 [1,2]))
+(declare-network g RELATION (declare-input U float32 [1,2]) (declare-output V float32 [1,2]))
+(assert (and (>= X[0,0] -1.0) (<= X[0,0] 1.0) (>= X[0,1] -1.0) (<= X[0,1] 1.0)))
+(assert (and (== X[0,0] U[0,0]) (== X[0,1] U[0,1])))
+(assert (or (> V[0,0] (+ Y[0,0] EPS)) (> Y[0,0] (+ V[0,0] EPS))))
+"""
+
+
+@pytest.fixture
+def other(tmp_path: Path, write_model: Callable[..., None]) -> Path:
+    """y0 = max(x0, 0) + 1.25 max(-x1, 0), y1 = max(x0, 0): at most 0.25 from ``model`` on [-1, 1]^2."""
+    path = tmp_path / "other.onnx"
+    weights = ([[1.0, 0.0], [0.0, -1.0]], [[1.0, 1.25], [1.0, 0.0]])
+    layers = tuple((np.array(each, dtype=np.float32), np.zeros(2, dtype=np.float32)) for each in weights)
+    write_model(path, layers)
+    return path
+
+
+def test_queries_about_two_networks(cli: Any, model: Path, other: Path, tmp_path: Path) -> None:
+    pytest.importorskip("vnnlib", reason="the package vnnlib is not installed")
+    path, result = tmp_path / "q.vnnlib", tmp_path / "result.txt"
+
+    def ask(relation: str, eps: str, *words: object) -> Any:
+        path.write_text(TWO.replace("RELATION", relation).replace("EPS", eps))
+        return cli("verify", path, "--result", result, *words)
+
+    both = ("--network", f"f={model}", "--network", f"g={other}")
+    assert ask("", "0.26", *both).out == "unsat\n"
+    assert ask("(equal-to f)", "0.01", "--network", f"f={model}").out == "unsat\n"
+    found = ask("(isomorphic-to f)", "0.24", *both)
+    assert (found.code, found.err) == (0, "")
+    assert result.read_text() == found.out
+    lines = found.out.splitlines()
+    heads = [f"{name} float32 [1,2]" for name in "XYUV"]
+    assert [lines[0], *lines[1::3]] == ["sat", *heads]
+    x, y, u, v = (np.array([[float(value) for value in lines[k : k + 2]]]) for k in (2, 5, 8, 11))
+    assert np.array_equal(x, u)
+    for file, given, computed in ((model, x, y), (other, u, v)):
+        session = onnxruntime.InferenceSession(str(file))
+        (outputs,) = session.run(None, {"input": given.astype(np.float32)})
+        assert outputs.tolist() == computed.tolist()
+    assert abs(y[0, 0] - v[0, 0]) > 0.24
+    for relation, words, said in (
+        ("", both[:2], "no file for the network g"),
+        ("", (*both, "--network", f"g={model}"), "the network g is given twice"),
+        ("", (*both, "--network", f"h={model}"), "the name h"),
+        ("(equal-to f)", both, "declares equal to f"),
+        ("", (*both, "--budget", "1"), "2 networks"),
+    ):
+        wrong = ask(relation, "0.1", *words)
+        assert (wrong.code, wrong.out, result.read_text()) == (2, "error\n", "error\n")
+        assert said in wrong.err
+        assert len(wrong.err.splitlines()) == 1
+
+
+def test_a_list_of_networks_in_a_batch(cli: Any, model: Path, other: Path, tmp_path: Path) -> None:
+    pytest.importorskip("vnnlib", reason="the package vnnlib is not installed")
+    (tmp_path / "q.vnnlib").write_text(TWO.replace("RELATION", "").replace("EPS", "0.24"))
+    listed, results, folder = tmp_path / "i.csv", tmp_path / "r.csv", tmp_path / "found"
+    names = (f"[('f', '{model.name}'), ('g', '{other.name}')]", f"[('f', '{model.name}')]", "[('f',", "[]")
+    with listed.open("w", newline="") as stream:
+        csv.writer(stream).writerows([name, "q.vnnlib", "20"] for name in names)
+    assert cli("verify", "--instances", listed, "--results", results, "--counterexamples", folder).code == 0
+    assert [row["result"] for row in rows(results)] == ["sat", "error", "error", "error"]
+    assert "no file for the network g" in rows(results)[1]["message"]
+    assert (folder / "0.counterexample").read_text().count("float32 [1,2]") == 4
+
+
 def test_the_time_limit_ends_a_run_that_does_not_come_back(tmp_path: Path) -> None:
     code = (
         "import time; from pathlib import Path; from milpver.cli import verify, main\n"
@@ -267,7 +336,12 @@ def test_results_of_other_instances_are_not_continued(refused: Any, instances: P
 
 def test_supports_answers_line_by_line(cli: Any, refused: Any) -> None:
     assert cli("supports", "--vnnlib-versions").out == "1.0\n2.0\n"
-    assert cli("supports", "--arithmetic-complexity-theories").out == "BND\nOUTC\nLIN\n"
+    found = cli("supports", "--arithmetic-complexity-theories").out.splitlines()
+    assert [line.split(" * ")[0] for line in found] == ["BND", "OUTC", "LIN"]
+    assert cli("supports", "--hidden-node-theories").out == "NH\nH\n"
+    assert cli("supports", "--multiple-input-output-theories").out == "SIO\nMIO\n"
+    assert cli("supports", "--multiple-network-theories").out == "SNET\nMENET\nMINET\nMNET\n"
+    assert cli("supports", "--multiple-node-comparison-theories").out == "SNC\nMNC\n"
     assert {"Gemm", "Conv", "Relu"} <= set(cli("supports", "--onnx-operators").out.splitlines())
     oldest, newest = (int(line) for line in cli("supports", "--onnx-opset-versions").out.splitlines())
     assert oldest < newest

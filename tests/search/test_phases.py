@@ -138,7 +138,9 @@ def search_of(graph: Graph, width: float, rows: Float, *, dense: bool = False) -
     alternatives = Alternatives.of([(row[None], np.array([0.25])) for row in rows], CPU)
     limits = SearchLimits(gap=0.0, decide=True, memory=1 << 30, expired=lambda: None)
     none = np.full(len(rows), np.inf)
-    return PhaseSearch(Root.of(tensors, space, best, dense=dense), alternatives, lambda *_: none, none, limits)
+    return PhaseSearch(
+        Root.of(tensors, space, best, dense=dense), alternatives, lambda *_: none, none, limits
+    )
 
 
 def nodes_of(search: PhaseSearch, seed: int) -> SearchNodes:
@@ -159,9 +161,7 @@ def full(search: PhaseSearch, nodes: SearchNodes) -> tuple[torch.Tensor, torch.T
     return search.filled(nodes.low, search.root.low), search.filled(nodes.high, search.root.high)
 
 
-def unrounded(
-    search: PhaseSearch, nodes: SearchNodes, alpha: torch.Tensor, mu: torch.Tensor
-) -> torch.Tensor:
+def unrounded(search: PhaseSearch, nodes: SearchNodes, alpha: torch.Tensor, mu: torch.Tensor) -> torch.Tensor:
     """Bounds by the general backward pass."""
     space = search.space(*full(search, nodes), nodes)
     rows, last = search.rows[nodes.which], len(search.graph.nodes) - 1
