@@ -62,7 +62,7 @@ _SHARES = (0.8, 0.9, 0.95, 0.975)
 _WORTH = 0.005
 #: A native search starts anew where the incumbent's radius has fallen to this share of its ball's.
 _SHRUNK = 0.9
-#: The first step of the radii in L1 and L2, as a share of what is open; how many times as many nodes the next
+#: The first step of the radii, as a share of what is open; how many times as many nodes the next
 #: search may take, and how many in any case; the share of the incumbent's distance from which it is searched.
 _FIRST, _MORE, _FEW, _DIRECT = 6, 8.0, 3000, 0.8
 #: The part of the time that ``auto`` keeps for its backend: little for l1, where that has closed no bracket
@@ -202,11 +202,11 @@ def _takes_squares(name: str) -> bool:
 
 
 class _Shells:
-    """Radii of the balls that a native search takes one after the other, up to that of the incumbent.
+    """Radii of the balls that a native search takes one after the other, up to what is to be proven.
 
     Bounds of pre-activations hold in the whole ball, and what a search costs grows exponentially with it: in
-    small balls lower bounds rise fast, and what is to be proven comes last. A step is as long as the rate at which
-    nodes grew in the last one lets a few times as many be expected.
+    small balls lower bounds rise fast, and what is to be proven comes last. A step is as long as the rate at
+    which nodes grew in the last one lets a few times as many be expected.
     """
 
     def __init__(self, gap: float) -> None:

@@ -329,6 +329,23 @@ class FlatCrown:
         whole = self._passes.least(c, torch.zeros_like(owner), (root.lows[0], root.highs[0]))
         return whole + gains(root.norm, c, down, up, float(root.radius[0]))
 
+    def _released(
+        self,
+        source: int,
+        c: torch.Tensor,
+        through: torch.Tensor,
+        fixed: tuple[dict[int, torch.Tensor], torch.Tensor] | None,
+    ) -> torch.Tensor:
+        """Coefficients of a node's pre-activations less the multipliers of their signs; see ``_backward``.
+
+        Signs are fixed where none is open: there the slope sent on is 0 or 1 and rounds nothing.
+        """
+        if fixed is None:
+            return through
+        a, b = self._layout.spans[source]
+        fixed[1][:, a:b] = c
+        return through - fixed[0][source]
+
     def _backward(
         self,
         start: int,
@@ -380,11 +397,7 @@ class FlatCrown:
                 case Relu():
                     through, added = self._passes.through_relu(c, owner, lines[node.source])
                     error = error - gamma(2 * node.size + 32) * added
-                    if fixed is not None:
-                        # Signs are fixed where nothing is open: there the slope is 0 or 1 and rounds nothing.
-                        a, b = self._layout.spans[node.source]
-                        fixed[1][:, a:b] = c
-                        through = through - fixed[0][node.source]
+                    through = self._released(node.source, c, through, fixed)
                     sent = [(node.source, through)]
                 case Gate():
                     sent = [(node.source, c)]

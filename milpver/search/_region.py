@@ -48,7 +48,7 @@ class Regions(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Boxes:
-    """Boxes: their middles, and the way from there to a lower limit, <= 0; float32 [nodes or 1, 1, inputs]."""
+    """Boxes: middles, and the way from there to lower limits, <= 0; float32 [nodes or 1, 1, inputs]."""
 
     middle: torch.Tensor
     down: torch.Tensor
