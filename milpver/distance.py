@@ -65,9 +65,6 @@ _SHRUNK = 0.9
 #: The first step of the radii, as a share of what is open; how many times as many nodes the next
 #: search may take, and how many in any case; the share of the incumbent's distance from which it is searched.
 _FIRST, _MORE, _FEW, _DIRECT = 6, 8.0, 3000, 0.8
-#: The part of the time that ``auto`` keeps for its backend: little for l1, where that has closed no bracket
-#: that the search had not; none for l2, whose squares it does not take.
-_SPARE = {"linf": 0.5, "l1": 0.125, "l2": 0.0}
 #: The widest ball that is searched where there is no domain.
 _WIDEST = 2.0**20
 #: Linearisations from a point that a native search offers.
@@ -497,8 +494,9 @@ class _Search:
     def search_ball(self) -> bool:
         """Search the ball of the incumbent natively; False where the backend has to (go on to) answer.
 
-        ``auto`` keeps a part of the time for its backend. In l1 and l2 balls grow where no attack has found
-        an incumbent.
+        ``auto`` keeps half of the time for its backend in linf; in l1 that closes what the search leaves open
+        before its time is up, and in l2 it would need squares. In l1 and l2 balls grow where no attack has
+        found an incumbent.
         """
         context = self.query.context
         if not (context.native and self.query.method == "direct"):
@@ -506,7 +504,8 @@ class _Search:
         if self.norm == "linf" and not math.isfinite(self.best):
             return False
         self.engine = "bab"
-        spare = _SPARE[self.norm] * self.clock.remaining if self.options.solver == "auto" else 0.0
+        handed = self.options.solver == "auto" and self.norm != "l2"
+        spare = self.clock.remaining / 2 if handed and self.norm == "linf" else 0.0
         shells, nodes = _Shells(self.options.gap), self.nodes
         while True:
             radius = self.best
@@ -526,7 +525,8 @@ class _Search:
             if more and self.open_targets() and not math.isfinite(self.best):
                 more = self.least > before  # where a larger ball would be the same
             if not more or not self.open_targets():
-                return spare == 0.0 or not self.open_targets()
+                late = spare == 0.0 and stop is Stop.TIMEOUT
+                return late or not handed or not self.open_targets()
 
     @property
     def least(self) -> float:

@@ -20,7 +20,7 @@ from milpver.linear import Float
 __all__ = ["project"]
 
 #: Newton's steps, and halvings of one.
-_STEPS, _HALVINGS = 100, 30
+_STEPS, _HALVINGS = 100, 60
 #: What the functions may be above 0 by, relative to their scale, at the end.
 _EXACT = 1e-13
 #: Curvature where there is none, relative to that of one function.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog, minimize
 
@@ -13,6 +13,7 @@ from milpver.search._projection import project
 
 
 @settings(max_examples=60, deadline=None)
+@example(500535, "l2", 2, 6)
 @given(st.integers(0, 10**6), st.sampled_from(["l1", "l2"]), st.integers(1, 6), st.integers(1, 12))
 def test_multipliers_prove_the_distance(seed: int, norm: str, inputs: int, count: int) -> None:
     """Weak duality: the sum that the multipliers make reaches 0 no closer, and the point is feasible."""
