@@ -4,8 +4,9 @@ A node is one alternative with the signs of some pre-activations fixed. It is bo
 alpha and multipliers mu of the fixed signs (Wang et al. 2021, beta-CROWN), warm-started from its parent and
 moved by a few steps of ascent, in float32; the bound that counts is evaluated once more in float64, rounded
 outward. Bounds of the neurons behind the layer that was split are computed anew (``_flat``). Where to branch
-is looked ahead: the few neurons whose lines miss their ReLU most, weighed with the coefficients that arrive
-there, are split on trial (filtered smart branching, De Palma et al. 2021). With every sign fixed the network
+is estimated: the neurons whose lines miss their ReLU most, weighed with the coefficients that arrive there; a
+few of them are split on trial where nodes have bounds of their own (filtered smart branching, De Palma et al.
+2021). With every sign fixed the network
 is linear on the node, and a linear program ends it (``_leaf``).
 """
 
@@ -40,8 +41,8 @@ __all__ = ["PhaseSearch", "Root", "SearchNodes"]
 _STEPS = 10
 #: What a bound in float32 may be off by, relative to it, where it decides whether to go on.
 _SINGLE = 1e-5
-#: Neurons that are split on trial, for each node.
-_TRIALS = 1
+#: Neurons that are split on trial, for each node with bounds of its own; the others are cheaper than trials.
+_TRIALS = 10
 #: What a neuron counts for, as a candidate for branching, whose line below alone misses its ReLU.
 _MINOR = 1e-3
 #: Elements (nodes x neurons) of a batch.
@@ -521,13 +522,14 @@ class PhaseSearch:
         if loosened is not None:
             missed = missed + loosened * above
         score = torch.where(lines.unstable, missed, torch.full_like(missed, -1.0))
-        best, top = score.topk(min(_TRIALS, score.shape[1]), dim=1) if score.shape[1] else (score, score)
-        if not score.shape[1]:
+        trials = min(_TRIALS if self.recompute else 1, score.shape[1])
+        best, top = score.topk(trials, dim=1) if trials else (score, score)
+        if not trials:
             nodes.branch = torch.full_like(nodes.which, -1)
             return
         nodes.branch = torch.where(best[:, 0] >= 0, top[:, 0], torch.full_like(top[:, 0], -1))
         wanted = (self.alive(self.own(nodes)) & (nodes.branch >= 0)).nonzero()[:, 0]
-        if _TRIALS > 1 and top.shape[1] > 1 and len(wanted):
+        if trials > 1 and len(wanted):
             nodes.branch[wanted] = self.tried(nodes.pick(wanted), top[wanted], best[wanted])
 
     def tried(self, nodes: SearchNodes, top: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
