@@ -4,10 +4,10 @@ A node is one alternative with the signs of some pre-activations fixed. It is bo
 alpha and multipliers mu of the fixed signs (Wang et al. 2021, beta-CROWN), warm-started from its parent and
 moved by a few steps of ascent, in float32; the bound that counts is evaluated once more in float64, rounded
 outward. Bounds of the neurons behind the layer that was split are computed anew (``_flat``). Where to branch
-is estimated: the neurons whose lines miss their ReLU most, weighed with the coefficients that arrive there; a
-few of them are split on trial where nodes have bounds of their own (filtered smart branching, De Palma et al.
-2021). With every sign fixed the network
-is linear on the node, and a linear program ends it (``_leaf``).
+is estimated: at the neuron whose lines miss its ReLU most, weighed with the coefficient that arrives there;
+where nodes have bounds of their own, a few such neurons are split on trial (filtered smart branching, De
+Palma et al. 2021). With every sign fixed the network is linear on the node, and a linear program ends it
+(``_leaf``).
 """
 
 from __future__ import annotations

@@ -26,7 +26,6 @@ __all__ = [
     "Boxes",
     "Reach",
     "Regions",
-    "TracedSpace",
     "TriedSpace",
     "around",
     "fast_multiplier",
@@ -141,27 +140,6 @@ class TriedSpace(Workspace):
         if self.balls is None:
             raise TypeError("nodes without balls")
         return (c * self.balls.lowest(c.detach())).sum(dim=2)
-
-
-@dataclass(eq=False)
-class TracedSpace(Workspace):
-    """Takes down what arrives at the inputs, and adds nothing for them: ``backward`` gives the constants.
-
-    Attributes:
-        slope: what arrived last, float64 [batch, rows, inputs]; None before.
-    """
-
-    slope: torch.Tensor | None = None
-
-    def least(self, c: torch.Tensor) -> torch.Tensor:
-        """See ``Workspace.least``."""
-        self.slope = c
-        return torch.zeros(c.shape[:2], dtype=c.dtype, device=c.device)
-
-    @classmethod
-    def of(cls, space: Workspace) -> TracedSpace:
-        """Of the same bounds as another."""
-        return cls(**_parts(space))
 
 
 def _parts(space: Workspace) -> dict[str, Any]:

@@ -2,11 +2,11 @@
 
 In a ball, every node of ``_phases`` has a linear function below its margin. The smallest radius at which that
 function can reach 0 is a lower bound of the distance on the node; nodes are taken by it, and closed where it
-comes up to the ball's, or to the closest adversarial input known. What rounding may take from the function is
-taken from it first (``FlatCrown.functions``); in L1 and L2 a radius counts once a backward pass over its own
-ball, rounded outward, has found a bound > 0 there. With all signs fixed a linear program (for L2 a projection)
-gives the distance on the node, and its duals a function that proves it. L1 and L2 balls are never taken for
-the boxes around them, by bounds of pre-activations neither.
+comes up to the ball's, or to the closest adversarial input known. What rounding may take from the function
+is taken from it first (``FlatCrown.functions``); in L1 and L2 a radius counts once a backward pass over its
+own ball, rounded outward, has found a bound > 0 there. With all signs fixed a linear program (for L2 a
+projection) gives the distance on the node, and its duals a function that proves it. L1 and L2 balls are never
+taken for the boxes around them, by bounds of pre-activations neither.
 """
 
 from __future__ import annotations
