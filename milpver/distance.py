@@ -65,6 +65,9 @@ _SHRUNK = 0.9
 #: The first step of the radii, as a share of what is open; how many times as many nodes the next
 #: search may take, and how many in any case; the share of the incumbent's distance from which it is searched.
 _FIRST, _MORE, _FEW, _DIRECT = 6, 8.0, 3000, 0.8
+#: ReLUs up to which ``auto`` keeps time for its backend: of convolutional networks with thousands of them no
+#: program has closed a bracket that the search left open.
+_PROGRAM_RELUS = 1000
 #: The widest ball that is searched where there is no domain.
 _WIDEST = 2.0**20
 #: Linearisations from a point that a native search offers.
@@ -494,18 +497,18 @@ class _Search:
     def search_ball(self) -> bool:
         """Search the ball of the incumbent natively; False where the backend has to (go on to) answer.
 
-        ``auto`` keeps half of the time for its backend in linf; in l1 that closes what the search leaves open
-        before its time is up, and in l2 it would need squares. In l1 and l2 balls grow where no attack has
-        found an incumbent.
+        ``auto`` keeps half of the time for its backend in linf where the network is small; elsewhere that
+        closes what the search leaves open before its time is up, and in l2 it would need squares. Balls grow
+        where no attack has found an incumbent.
         """
         context = self.query.context
         if not (context.native and self.query.method == "direct"):
             return False
-        if self.norm == "linf" and not math.isfinite(self.best):
-            return False
         self.engine = "bab"
         handed = self.options.solver == "auto" and self.norm != "l2"
-        spare = self.clock.remaining / 2 if handed and self.norm == "linf" else 0.0
+        relus = sum(node.size for node in self.graph.nodes if isinstance(node, Relu))
+        small = self.norm == "linf" and relus <= _PROGRAM_RELUS
+        spare = self.clock.remaining / 2 if handed and small else 0.0
         shells, nodes = _Shells(self.options.gap), self.nodes
         while True:
             radius = self.best
