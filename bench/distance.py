@@ -134,7 +134,10 @@ def methods(solver: str) -> dict[str, Callable[[Case], Run]]:
 
 
 def closest(net: Network, data: Dataset, domain: tuple[float, float], among: int) -> list[int]:
-    """The first images that are classified correctly, those first whose attack comes closest."""
+    """The first images that are classified correctly, those first whose attack comes closest.
+
+    Distances below ten gaps are left out: any bracket closes them.
+    """
     found: dict[int, float] = {}
     for index, label in enumerate(data.labels.tolist()):
         x = flat(data)[index].astype(np.float64)
@@ -146,7 +149,7 @@ def closest(net: Network, data: Dataset, domain: tuple[float, float], among: int
         low, high = (np.full(len(x), end) for end in domain)
         reached, _ = closest_adversarials(net.graph, x, label, targets, low, high, steps=6, seed=0)
         found[index] = float(reached.min())
-    return sorted(found, key=found.__getitem__)
+    return sorted((index for index in found if found[index] > 10 * GAP), key=found.__getitem__)
 
 
 def contradicts(run: Run, ours: Run) -> bool:
