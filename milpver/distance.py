@@ -61,10 +61,10 @@ _DESCENDED = 3
 _SHARES = (0.8, 0.9, 0.95, 0.975)
 _WORTH = 0.005
 #: A native search starts anew where the incumbent's radius has fallen to this share of its ball's.
-_SHRUNK = 0.9
+_SHRUNK = 0.97
 #: The first step of the radii, as a share of what is open; how many times as many nodes the next
 #: search may take, and how many in any case; the share of the incumbent's distance from which it is searched.
-_FIRST, _MORE, _FEW, _DIRECT = 6, 8.0, 3000, 0.8
+_FIRST, _MORE, _FEW, _DIRECT = 6, 8.0, 3000, 0.95
 #: ReLUs up to which ``auto`` keeps time for its backend: of convolutional networks with thousands of them no
 #: program has closed a bracket that the search left open.
 _PROGRAM_RELUS = 1000

@@ -175,7 +175,7 @@ class _DistanceSearch(PhaseSearch):
         self.offer_points = offer
         self.batches = self.failures = 0
         known: Float = np.full(alternatives.count, best)
-        super().__init__(root, alternatives, lambda *_: known, known, limits)
+        super().__init__(root, alternatives, lambda *_: known, known, limits, early=True)
 
     def first(self) -> SearchNodes:
         nodes = super().first()
@@ -186,14 +186,22 @@ class _DistanceSearch(PhaseSearch):
         return False
 
     def alive(self, lower: torch.Tensor) -> torch.Tensor:
-        return lower < min(float(self.best.min()) - self.limits.gap, self.radius - SLACK * self.limits.gap)
+        return lower < self.wanted
+
+    @property
+    def wanted(self) -> float:
+        """The radius that closes a node."""
+        return min(float(self.best.min()) - self.limits.gap, self.radius - SLACK * self.limits.gap)
 
     def hopeful(self, value: torch.Tensor) -> bool:
         return len(value) > 0
 
     def inputs(self, nodes: SearchNodes) -> Regions:
-        # One ball for the batch: what is tried may be tried anywhere, and nodes come by their radii.
-        return Boxes.of(*self.ball(self.own(nodes).clamp(min=0.0).amax().view(1)))
+        del nodes  # what is tried may be tried anywhere: a bound > 0 in this ball closes a node
+        return Boxes.of(*self.ball(torch.full((1,), self.wanted, device=self.centre.device).double()))
+
+    def done(self, value: torch.Tensor) -> torch.Tensor:
+        return value > 0
 
     def ball(self, radius: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Balls around x0 within the root's, rounded outward, float64 [nodes, inputs] each."""
@@ -369,7 +377,7 @@ class _BallSearch(_DistanceSearch):
 
     def inputs(self, nodes: SearchNodes) -> Balls:
         down, up = self.centre - self.outer.lows[0][0], self.outer.highs[0][0] - self.centre
-        radius = self.own(nodes).clamp(min=0.0)
+        radius = torch.full((len(nodes),), max(self.wanted, 0.0), device=self.centre.device)
         return Balls(self.outer.norm, self.centre.float(), down.float(), up.float(), radius.float())
 
     def points(self, slope: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
