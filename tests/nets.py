@@ -105,6 +105,27 @@ def saved(
     return load_network(path)
 
 
+def small_conv(path: Path, rng: np.random.Generator, channels: int, side: int, hidden: int) -> Network:
+    """A 3x3 convolution of a square image, a hidden layer and 3 classes, their weights drawn from ``rng``."""
+    flat = channels * (side - 2) ** 2
+    tensors = {
+        "k": 0.6 * rng.normal(size=(channels, 1, 3, 3)), "b": 0.3 * rng.normal(size=channels),
+        "w1": 0.4 * rng.normal(size=(hidden, flat)), "b1": 0.2 * rng.normal(size=hidden),
+        "w2": rng.normal(size=(3, hidden)), "b2": 0.2 * rng.normal(size=3),
+        "image": np.array([-1, 1, side, side]), "flat": np.array([-1, flat]),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("Reshape", ["input", "image"], ["i"]),
+        helper.make_node("Conv", ["i", "k", "b"], ["c"]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("Reshape", ["r", "flat"], ["f"]),
+        helper.make_node("Gemm", ["f", "w1", "b1"], ["z"], transB=1),
+        helper.make_node("Relu", ["z"], ["h"]),
+        helper.make_node("Gemm", ["h", "w2", "b2"], ["output"], transB=1),
+    ]
+    return saved(path, nodes, tensors, [side * side], 3)
+
+
 def masks_within(widths: Sequence[int], budget: Sequence[int]) -> Iterator[tuple[NDArray[np.bool_], ...]]:
     """Every admissible mask (True for removed), one array a layer."""
     for removed in itertools.product(

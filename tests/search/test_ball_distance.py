@@ -11,7 +11,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from onnx import helper
 
 from milpver import boundary_distance, registry
 from milpver.bounds._tensors import TensorGraph
@@ -22,7 +21,7 @@ from milpver.search.bab import SearchLimits, SearchResult
 from milpver.search.distance import search_distance
 from milpver.solver import Stop
 from milpver.verdict import Assurance, Status
-from tests.nets import network_of, pattern_distance, random_layers, saved
+from tests.nets import network_of, pattern_distance, random_layers, small_conv
 
 Float = NDArray[np.float64]
 BALLS = pytest.mark.parametrize("norm", ["l1", "l2"])
@@ -123,22 +122,7 @@ def test_brackets_are_those_of_backends(tmp_path: Path, seed: int, kind: str, no
     if kind == "dense":
         _, _, network, x0, _ = drawn(tmp_path, [6, 8, 6, 4], 100 + seed)
     else:
-        tensors = {
-            "k": 0.6 * rng.normal(size=(2, 1, 3, 3)), "b": 0.3 * rng.normal(size=2),
-            "w1": 0.4 * rng.normal(size=(5, 8)), "b1": 0.2 * rng.normal(size=5),
-            "w2": rng.normal(size=(3, 5)), "b2": 0.2 * rng.normal(size=3),
-            "image": np.array([-1, 1, 4, 4]), "flat": np.array([-1, 8]),
-        }  # fmt: skip
-        nodes = [
-            helper.make_node("Reshape", ["input", "image"], ["i"]),
-            helper.make_node("Conv", ["i", "k", "b"], ["c"]),
-            helper.make_node("Relu", ["c"], ["r"]),
-            helper.make_node("Reshape", ["r", "flat"], ["f"]),
-            helper.make_node("Gemm", ["f", "w1", "b1"], ["z"], transB=1),
-            helper.make_node("Relu", ["z"], ["h"]),
-            helper.make_node("Gemm", ["h", "w2", "b2"], ["output"], transB=1),
-        ]
-        network = saved(tmp_path / "conv.onnx", nodes, tensors, [16], 3)
+        network = small_conv(tmp_path / "conv.onnx", rng, 2, 4, 5)
         x0 = rng.uniform(0.2, 0.8, size=16)
     x = x0.astype(np.float32)
     label = int(network.graph.evaluate(x[None].astype(np.float64))[0].argmax())

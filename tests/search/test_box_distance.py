@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from onnx import helper
 
 from milpver import boundary_distance
 from milpver.bounds._tensors import TensorGraph
@@ -17,7 +16,7 @@ from milpver.search.bab import SearchLimits
 from milpver.search.distance import search_distance
 from milpver.solver import Stop
 from milpver.verdict import Assurance, Status
-from tests.nets import network_of, pattern_distance, random_layers, saved
+from tests.nets import network_of, pattern_distance, random_layers, small_conv
 
 
 def stopping(most: int) -> Callable[[], Stop | None]:
@@ -108,22 +107,7 @@ def test_a_search_begins_at_what_is_certified(tmp_path: Path) -> None:
 def test_convolutions_are_searched_over_what_is_unstable(tmp_path: Path, seed: int) -> None:
     """A convolutional network, written over its unstable neurons, has the distance of its program."""
     rng = np.random.default_rng(seed)
-    tensors = {
-        "k": 0.6 * rng.normal(size=(3, 1, 3, 3)), "b": 0.3 * rng.normal(size=3),
-        "w1": 0.4 * rng.normal(size=(6, 27)), "b1": 0.2 * rng.normal(size=6),
-        "w2": rng.normal(size=(3, 6)), "b2": 0.2 * rng.normal(size=3),
-        "image": np.array([-1, 1, 5, 5]), "flat": np.array([-1, 27]),
-    }  # fmt: skip
-    nodes = [
-        helper.make_node("Reshape", ["input", "image"], ["i"]),
-        helper.make_node("Conv", ["i", "k", "b"], ["c"]),
-        helper.make_node("Relu", ["c"], ["r"]),
-        helper.make_node("Reshape", ["r", "flat"], ["f"]),
-        helper.make_node("Gemm", ["f", "w1", "b1"], ["z"], transB=1),
-        helper.make_node("Relu", ["z"], ["h"]),
-        helper.make_node("Gemm", ["h", "w2", "b2"], ["output"], transB=1),
-    ]
-    network = saved(tmp_path / "conv.onnx", nodes, tensors, [25], 3)
+    network = small_conv(tmp_path / "conv.onnx", rng, 3, 5, 6)
     x = rng.uniform(0.2, 0.8, size=25).astype(np.float32)
     label = int(network.graph.evaluate(x[None].astype(np.float64))[0].argmax())
     ways = {
