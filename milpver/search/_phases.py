@@ -259,7 +259,7 @@ class PhaseSearch:
 
     def space(self, low: torch.Tensor, high: torch.Tensor, nodes: SearchNodes) -> Workspace:
         """A full workspace of nodes for bounds of their pre-activations, [nodes, neurons]."""
-        del nodes  # where radii are searched, each node has its own box
+        del nodes  # where L1 and L2 radii are searched, nodes have balls
         root = self.root.workspace
         single = low.dtype == torch.float32
         space = Workspace(self.single if single else self.root.tensors, Budget())
@@ -368,10 +368,6 @@ class PhaseSearch:
         value = value - gamma(16) * (least.abs() + constant.abs() + limits.abs()) - 1e-300
         value = torch.nan_to_num(value, nan=-torch.inf)
         return value.amax(dim=1), arrived, value.argmax(dim=1)
-
-    def hopeful(self, value: torch.Tensor) -> bool:
-        """Whether ascent has something left to win, by the best values so far, float64 [nodes]."""
-        return bool(self.alive(value).any())
 
     def leaf(self, nodes: SearchNodes, k: int, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
         """Bound of a node that has no sign open, float64 [], from the duals of its linear program."""

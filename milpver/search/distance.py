@@ -127,8 +127,7 @@ def search_distance(
     small, space, best = compressed(tensors, bounded, best) if fewer is None else fewer
     if norm != "linf":
         space = around(space, norm, tensors.tensor(ball.centre), tensors.tensor(np.array([radius])))
-    unstable = sum(int(((space.lows[i] < 0) & (space.highs[i] > 0)).sum()) for i in Layout(small.graph).spans)
-    recompute = fewer is None or (norm != "linf" and unstable <= _RECOMPUTED)
+    recompute = fewer is None or (norm != "linf" and _unstable(small, space) <= _RECOMPUTED)
     search = (_DistanceSearch if norm == "linf" else _BallSearch)(
         Root.of(small, space, best, dense=fewer is not None, recompute=recompute),
         alternatives.only(~proven),
@@ -142,6 +141,12 @@ def search_distance(
     inner = np.minimum(search.closed, search.frontier.smallest(int((~proven).sum())))
     lower[~proven] = np.clip(inner, floor[~proven], radius)
     return SearchResult(lower, np.where(proven, radius, 0.0), search.nodes, stop)
+
+
+def _unstable(tensors: TensorGraph, space: Workspace) -> int:
+    """Neurons whose sign is open."""
+    spans = Layout(tensors.graph).spans
+    return sum(int(((space.lows[node] < 0) & (space.highs[node] > 0)).sum()) for node in spans)
 
 
 def _all_but_closed(
@@ -193,12 +198,9 @@ class _DistanceSearch(PhaseSearch):
         """The radius that closes a node."""
         return min(float(self.best.min()) - self.limits.gap, self.radius - SLACK * self.limits.gap)
 
-    def hopeful(self, value: torch.Tensor) -> bool:
-        return len(value) > 0
-
     def inputs(self, nodes: SearchNodes) -> Regions:
         del nodes  # what is tried may be tried anywhere: a bound > 0 in this ball closes a node
-        return Boxes.of(*self.ball(torch.full((1,), self.wanted, device=self.centre.device).double()))
+        return Boxes.of(*self.ball(self.centre.new_full((1,), self.wanted)))
 
     def done(self, value: torch.Tensor) -> torch.Tensor:
         return value > 0
@@ -377,7 +379,7 @@ class _BallSearch(_DistanceSearch):
 
     def inputs(self, nodes: SearchNodes) -> Balls:
         down, up = self.centre - self.outer.lows[0][0], self.outer.highs[0][0] - self.centre
-        radius = torch.full((len(nodes),), max(self.wanted, 0.0), device=self.centre.device)
+        radius = self.centre.new_full((len(nodes),), max(self.wanted, 0.0))
         return Balls(self.outer.norm, self.centre.float(), down.float(), up.float(), radius.float())
 
     def points(self, slope: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
