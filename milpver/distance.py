@@ -6,9 +6,9 @@
 An attack gives the first upper bound and so the ball in which bounds are computed; classes whose certified
 radius exceeds it are dropped; the others are minimised directly, one program a class, in balls that shrink
 with the incumbent (``direct``), or the radius is bisected with one decision a class (``bisect``, the papers'
-reference). ``auto`` and ``bab`` first search balls that grow to the incumbent's natively (``search.distance``).
-Every upper bound is a replayed adversarial input. In L1 and L2 the bounds hold in the ball (its dual norm
-closes them), and a backend's program ranges over the box around it.
+reference). ``auto`` and ``bab`` first search balls that grow to the incumbent's natively
+(``search.distance``). Every upper bound is a replayed adversarial input. In L1 and L2 the bounds hold in the
+ball (its dual norm closes them), and a backend's program ranges over the box around it.
 """
 
 from __future__ import annotations
