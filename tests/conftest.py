@@ -18,6 +18,16 @@ settings.register_profile("milpver", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "milpver")
 
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name parameters that are bytes by their argument and not by their content.
+
+    Names have to be the same in every process that runs a share of the tests, whatever made the bytes.
+    """
+    return argname if isinstance(val, bytes) else None
+
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
