@@ -724,14 +724,14 @@ class _Search:
             if self.offer(moved):
                 return
 
-    def step_inside(self, k: int, distance: float) -> None:
-        """Look for an adversarial input within the gap of a distance, where the closest one does not replay.
+    def step_inside(self, k: int, distance: float, part: float = 0.75) -> None:
+        """Look for an adversarial input within part of the gap of a distance, where the closest does not replay.
 
         At a kink that is the tip of the adversarial region no slope leads into it; the smallest margin in a
         ball that is larger by less than the gap lies inside of it. For l2, whose ball no rows make: the
         closest input whose margin is below 0 by a little.
         """
-        radius = min(distance + 0.75 * self.options.gap, self.reach)
+        radius = min(distance + part * self.options.gap, self.reach)
         box = ball(self.x0, radius, self.query.domain)
         encoded = encode(self.graph, box, Budget(), self.bounds_in([radius]), self.query.context.encoding)
         if self.stopped() or encoded.input is None:
@@ -824,6 +824,10 @@ class _Search:
             before = self.best
             if solution.x is not None:
                 self.offer_near(encoded.point(solution.x), k)
+            if self.best >= before:
+                # The solver cannot tell the smallest margin from 0. A slightly larger ball shows which side
+                # it is; by less than half the gap, so that the bracket can still close.
+                self.step_inside(k, radius, 0.4)
             if self.best >= before:
                 self.fail(k, _UNMET)
         else:

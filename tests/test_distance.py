@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import helper
@@ -96,6 +96,7 @@ def drawn(
 
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(**TASKS)
+@example(seed=29810, hidden=[3], inputs=2, clipped=False)  # a margin within the solver's tolerance of 0
 def test_distances_are_those_of_enumeration(
     tmp_path: Path, seed: int, hidden: list[int], inputs: int, clipped: bool
 ) -> None:
