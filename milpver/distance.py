@@ -725,7 +725,7 @@ class _Search:
                 return
 
     def step_inside(self, k: int, distance: float, part: float = 0.75) -> None:
-        """Look for an adversarial input within part of the gap of a distance, where the closest does not replay.
+        """Look for an adversarial input within part of the gap of a distance, if the closest does not replay.
 
         At a kink that is the tip of the adversarial region no slope leads into it; the smallest margin in a
         ball that is larger by less than the gap lies inside of it. For l2, whose ball no rows make: the

@@ -13,8 +13,8 @@ from hypothesis import settings
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_variable] = "1"
 
-# No deadline: the first example pays for imports. The same examples every time, unless new ones are asked for with
-# `--hypothesis-profile explore`.
+# No deadline: the first example pays for imports. The same examples every time, unless new ones are asked for
+# with `--hypothesis-profile explore`.
 settings.register_profile("milpver", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None)
 settings.load_profile("milpver")
