@@ -173,6 +173,7 @@ class Builder:
 
     def affine(self, terms: Sequence[tuple[int, LinearMap]], bias: Float, name: str) -> int:
         """Add ``sum M x + b``, merged with the affine node before it where that is exact."""
+        bias = np.array(bias, dtype=np.float64)  # its own: torch warns of read-only views of constants
         if len(terms) == 1:
             source, linear = terms[0]
             before = self._nodes[source]
@@ -180,7 +181,7 @@ class Builder:
                 return source
             if isinstance(before, Affine) and (merged := _merged(before, linear, bias, name)) is not None:
                 return self._add(merged)
-        return self._add(Affine(tuple(terms), np.asarray(bias, dtype=np.float64), name))
+        return self._add(Affine(tuple(terms), bias, name))
 
     def finish(self, output: int) -> tuple[Graph, tuple[GatedTensor, ...]]:
         """The graph that ends in a node, without what does not influence it.

@@ -148,6 +148,8 @@ def test_batch_normalization_agrees_with_onnx_runtime(
     node = helper.make_node("BatchNormalization", ["x", *constants], ["y"], epsilon=1e-3)
     network = check([node], [None, *shape], constants, opset=opset)
     assert len(network.graph.nodes) == (3 if mean else 2)
+    # torch warns of arrays that cannot be written to, once a process
+    assert all(node.bias.flags.writeable for node in network.graph.nodes if isinstance(node, Affine))
 
 
 @pytest.mark.parametrize(
