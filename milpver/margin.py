@@ -57,6 +57,7 @@ CLOSED_FORM_BATCH, CHAIN_BATCH = 512, 64
 DEFAULT_MEMORY = 1 << 30
 _Item = TypeVar("_Item")
 _UNMET = "the solver finished, but its bound and the replayed witness do not meet"
+_COARSE = "the search finished, but rounding in double precision is wider than what is left to prove"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -554,7 +555,8 @@ class _Search:
             if self.best <= 0 or self.proven().all():  # rounding alone is wider than the gap
                 self.status = Status.DECIDED
             else:
-                self.status, self.message = Status.ERROR, _UNMET
+                native = bool(np.all(self.solved == -np.inf))
+                self.status, self.message = Status.ERROR, _COARSE if native else _UNMET
 
     def verdict(self, x: NDArray[np.float32], index: int, predicted: int) -> Verdict:
         """Assemble the verdict; the best witness is replayed in float32 here."""
@@ -630,6 +632,8 @@ class _Search:
                     status = Status.OPTIMAL
                 elif self.closed()[k] or self.proven()[k] or upper <= 0:
                     status = Status.DECIDED
+                elif status is Status.OPTIMAL and self.solved[k] == -np.inf:
+                    status = self.status  # the native search has finished; rounding is wider than the gap
             finite = min(lower, upper) if math.isfinite(lower) else None
             brackets.append(ClassBracket(target, finite, upper, status))
         return tuple(brackets)

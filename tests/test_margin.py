@@ -426,6 +426,30 @@ def test_no_gap_at_all_is_no_error_of_the_closed_form(tmp_path: Path) -> None:
     assert verdict.verdict is (Answer.ROBUST if truth > 0 else Answer.VULNERABLE)
 
 
+def test_a_class_that_rounding_leaves_open_is_not_called_optimal(tmp_path: Path) -> None:
+    found = []
+    for seed in (4, 6, 38):  # outputs of 1e15 and more: their rounding is wider than any gap
+        network = random_network(tmp_path / "n.onnx", [3, 5, 4, 4, 4], seed, scale=1e4)
+        x = np.random.default_rng(seed).normal(size=3).astype(np.float32)
+        label = int(network.graph.evaluate(x[None].astype(np.float64))[0].argmax())
+        verdict = ask(network, x, label, "total:1", solver="bab")
+        assert verdict.lower is not None
+        assert verdict.upper is not None
+        truth = min(
+            brute_force_margins(network, x.astype(np.float64), label, budget).min()
+            for budget in np.eye(3, dtype=int).tolist()
+        )
+        assert verdict.lower <= truth <= verdict.upper
+        for each in verdict.classes:
+            assert each.lower is not None
+            assert each.upper is not None
+            assert each.status is not Status.OPTIMAL or each.upper - each.lower <= verdict.gap
+        if verdict.status is Status.ERROR:
+            assert "rounding" in verdict.message
+        found.append(verdict.status)
+    assert Status.ERROR in found
+
+
 def test_time_and_interruption_keep_the_bracket(tmp_path: Path) -> None:
     network, x, label, budget, truth = a_hard_query(tmp_path)
     late = ask(network, x, label, budget, bounds="interval", timeout=1e-9)
