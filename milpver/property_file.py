@@ -68,7 +68,7 @@ def read_text(path: Path) -> str:
             f"{path} has {len(content)} bytes", needed=f"at most {_LARGEST}", fix="split the property"
         )
     try:
-        text = content.decode("utf-8")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is no text (byte {error.start})", needed=needed, fix=fix) from error
     if not text.strip():

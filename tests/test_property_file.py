@@ -24,6 +24,11 @@ def test_plain_and_packed_files_say_the_same(tmp_path: Path) -> None:
     assert (plain.inputs, plain.outputs, plain.version) == (1, 1, "1.0")
 
 
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
+    (tmp_path / "a.vnnlib").write_text(TEXT, encoding="utf-8-sig")
+    assert load_property(tmp_path / "a.vnnlib").inputs == 1
+
+
 @pytest.mark.parametrize("keep", [0.3, 0.6, 0.9])
 def test_cut_archives_are_refused(tmp_path: Path, keep: float) -> None:
     content = gzip.compress(TEXT.encode())

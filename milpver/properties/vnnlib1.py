@@ -80,6 +80,11 @@ class _Reader:
     def property(self) -> Property:
         """The property of the file."""
         commands = self._commands()
+        for place, parts in commands:
+            if parts[0][1] == "declare-network":
+                raise self._error(
+                    place, "declare-network without a version", "(vnnlib-version <2.0>) in the first line"
+                )
         declarations = [each for each in commands if self._command(each) in ("declare-const", "declare-fun")]
         inputs, outputs = self._declare(declarations)
         assertions = []
@@ -269,9 +274,7 @@ class _Reader:
                 return self._product(operands, place)
             case "/":
                 if len(operands) != 2 or operands[1][0] or not operands[1][1]:
-                    raise self._error(
-                        place, "a division by what is no number but 0", "a division by a number"
-                    )
+                    raise self._error(place, "a division by 0 or by a variable", "a division by a number")
                 return _times(operands[0], 1 / operands[1][1])
         raise self._error(place, f"the operator {_short(operator)!r}", "+, -, * or / in an expression")
 
@@ -297,7 +300,11 @@ class _Reader:
             int(([*re.split("[eE]", word), "0"])[1]) if len(word) <= _LONGEST else _LARGEST_EXPONENT + 1
         )
         if abs(exponent) > _LARGEST_EXPONENT:
-            raise self._error(place, f"the number {_short(word)}", f"exponents up to {_LARGEST_EXPONENT}")
+            raise self._error(
+                place,
+                f"the number {_short(word)}",
+                f"at most {_LONGEST} characters, exponents up to {_LARGEST_EXPONENT}",
+            )
         self._numbers[word] = value = Fraction(word)
         return value
 

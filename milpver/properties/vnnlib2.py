@@ -26,6 +26,8 @@ __all__ = ["PROPERTY_FORMAT"]
 #: Element types that are taken, and what answers call them; ``Unknown`` is ``real`` in older packages.
 _KINDS = {"F32": "float32", "Real": "real", "Unknown": "real"}
 
+_HEADER = re.compile(r"^\s*\(\s*vnnlib-version(?:\s*<([^>\n]*)>)?", re.MULTILINE)
+
 #: Linear terms: variable to coefficient, and the constant.
 _Linear = tuple[dict[int, Fraction], Fraction]
 
@@ -43,7 +45,7 @@ class VnnLib2:
     @property
     def recognises(self) -> Callable[[str], bool]:
         """By the header, before which comments may stand."""
-        return lambda text: re.search(r"^\s*\(\s*vnnlib-version", text[:100_000], re.MULTILINE) is not None
+        return lambda text: _HEADER.search(text[:100_000]) is not None
 
     def read(self, text: str, source: Path) -> Property:
         """See ``milpver.property.PropertyFormat``."""
@@ -55,6 +57,13 @@ class VnnLib2:
                 needed="the package vnnlib",
                 fix="pip install vnnlib, or milpver with its extra: 'milpver[vnnlib]'",
             ) from None
+        # The package would go on with 2.1, after 16 lines of warnings.
+        if (version := _version(text)) not in ("2.0", ""):
+            raise DataError(
+                f"{source}: VNN-LIB {version}",
+                needed="VNN-LIB 1.0 (without a vnnlib-version) or 2.0",
+                fix="rewrite the query in one of them",
+            )
         try:
             query = vnnlib.parse_query_string(text)
         except Exception as error:
@@ -70,6 +79,12 @@ class VnnLib2:
 
 
 PROPERTY_FORMAT = VnnLib2()
+
+
+def _version(text: str) -> str:
+    """What the header says; "" where it is malformed."""
+    found = _HEADER.search(text[:100_000])
+    return found[1].strip() if found and found[1] else ""
 
 
 def _said(error: Exception) -> str:
@@ -241,6 +256,13 @@ class _Reader:
             )
         place = 0
         for index, size in zip(node.indices, tensor.shape, strict=True):
+            if not 0 <= int(index) < size:  # the package lets negative ones pass
+                raise DataError(
+                    f"{self._source}, line {self._line}: the index {index} in "
+                    f"{node.name}[{','.join(map(str, node.indices))}]",
+                    needed=f"indices from 0 to {size - 1} there",
+                    fix="correct the file",
+                )
             place = place * size + int(index)
         return self._first[tensor.name] + place
 

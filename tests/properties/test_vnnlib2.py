@@ -70,6 +70,16 @@ def test_equal_and_not_equal() -> None:
         (HEAD + BOX + "(assert (<= (* Y[0] Y[1]) 1.0))", "a product of variables"),
         (HEAD + BOX, "without any condition on the outputs"),
         (HEAD.replace("float32", "float16") + BOX, "type F16"),
+        (
+            HEAD + BOX + "(assert (<= Y[-1] 0.0))",
+            "line 6: the index -1 in Y[-1]; needed: indices from 0 to 1",
+        ),
+        (HEAD + BOX + "(assert (and (<= Y[0] 0.0) (<= X[0,-1] 0.0)))", "line 6: the index -1 in X[0,-1]"),
+        (
+            HEAD.replace("2.0", "2.1") + BOX,
+            "VNN-LIB 2.1; needed: VNN-LIB 1.0 (without a vnnlib-version) or 2.0",
+        ),
+        (HEAD.replace("2.0", "1.0") + BOX, "VNN-LIB 1.0; needed"),
     ],
 )
 def test_what_is_refused_names_line_or_variable(text: str, said: str) -> None:
