@@ -78,6 +78,9 @@ DEFAULT_MEMORY = 1 << 30
 _NEAR = 1e-5
 #: What a margin is to be below 0 by, relative to the outputs, where the closest input of all does not replay.
 _INSIDE = 1e-7
+#: Absolute gap of margins of which the sign alone counts, as fine as solvers are; ``Options.gap`` is one of
+#: distances.
+_SIGN_GAP = 1e-7
 _UNMET = "the solver finished, but its bound and the replayed adversarial input do not meet"
 
 
@@ -724,29 +727,33 @@ class _Search:
             if self.offer(moved):
                 return
 
-    def step_inside(self, k: int, distance: float, part: float = 0.75) -> None:
+    def step_inside(self, k: int, distance: float, part: float = 0.75) -> float:
         """Look for an adversarial input within part of the gap of a distance, if the closest does not replay.
 
         At a kink that is the tip of the adversarial region no slope leads into it; the smallest margin in a
         ball that is larger by less than the gap lies inside of it. For l2, whose ball no rows make: the
         closest input whose margin is below 0 by a little.
+
+        Returns:
+            The radius of that ball where the solver's bound of the margin in it is above 0, or else 0.
         """
         radius = min(distance + part * self.options.gap, self.reach)
         box = ball(self.x0, radius, self.query.domain)
         encoded = encode(self.graph, box, Budget(), self.bounds_in([radius]), self.query.context.encoding)
         if self.stopped() or encoded.input is None:
-            return
+            return 0.0
         if self.norm == "l2":
             below = _INSIDE * max(1.0, float(np.abs(self.graph.evaluate(self.x0[None])).max()))
             asked = nearest(encoded, self.norm, self.x0, radius, distance, self.rows[k], below)
             program, gap = asked.program, asked.gap(self.options.gap / 8, distance)
         else:
             limit_distance(encoded, self.norm, self.x0, radius)
-            program, gap = encoded.program(self.rows[k]), None
+            program, gap = encoded.program(self.rows[k]), min(_SIGN_GAP, self.options.gap / 2)
         solution = self.query.context.solve(program, self.clock.remaining, gap=gap, name=self.name_of(k))
         self.nodes += solution.nodes
         if solution.x is not None:
             self.offer_near(encoded.point(solution.x), k)
+        return radius if self.norm != "l2" and solution.lower > 0 else 0.0
 
     def name_of(self, k: int) -> str:
         """What the log of a solve for a target is called by."""
@@ -808,6 +815,7 @@ class _Search:
             self.clock.remaining,
             objective_stop=0.0,
             bound_stop=0.0,
+            gap=min(_SIGN_GAP, self.options.gap / 2),
             name=self.name_of(k),
         )
         self.nodes += solution.nodes
@@ -824,11 +832,12 @@ class _Search:
             before = self.best
             if solution.x is not None:
                 self.offer_near(encoded.point(solution.x), k)
-            if self.best >= before:
-                # The solver cannot tell the smallest margin from 0. A slightly larger ball shows which side
-                # it is; by less than half the gap, so that the bracket can still close.
-                self.step_inside(k, radius, 0.4)
-            if self.best >= before:
+            # The solver cannot tell the smallest margin from 0. A slightly larger ball shows which side
+            # it is; by less than half the gap, so that the bracket can still close.
+            if self.best >= before and (proven := self.step_inside(k, radius, 0.4)) > 0:
+                self.solved[k] = max(float(self.solved[k]), proven)
+                self.impossible[k] = proven >= self.reach
+            if self.best >= before and self.lower[k] < radius:
                 self.fail(k, _UNMET)
         else:
             if solution.stop in (Stop.MEMORY, Stop.INTERRUPTED):

@@ -94,6 +94,29 @@ def drawn(
     return weights, biases, network, x
 
 
+@pytest.mark.parametrize("seed", [2, 7, 13])
+def test_bisection_tells_margins_from_0_that_are_smaller_than_the_gap(tmp_path: Path, seed: int) -> None:
+    weights, biases = random_layers([2, 5, 4, 3], seed)
+    weights[-1], biases[-1] = weights[-1] / 1024, biases[-1] / 1024
+    network = network_of(tmp_path / "n.onnx", weights, biases)
+    x = np.random.default_rng(seed).normal(size=2).astype(np.float32)
+    x0, label = x.astype(np.float64), int(network.graph.evaluate(x[None].astype(np.float64))[0].argmax())
+    found = ask(network, x, label, method="bisect", solver="highs", gap=1e-3, domain=(-4.0, 4.0))
+    edge = np.full(2, 4.0)
+    truth = min(
+        pattern_distance(weights, biases, x0, np.eye(3)[label] - np.eye(3)[j], -edge, edge)
+        for j in range(3)
+        if j != label
+    )
+    assert found.lower is not None
+    if found.status is Status.INFEASIBLE:
+        assert math.isinf(truth)
+    else:
+        assert found.status is Status.OPTIMAL
+        assert found.upper is not None
+        assert found.lower - 1e-6 <= truth <= found.upper + 1e-6
+
+
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(**TASKS)
 @example(seed=29810, hidden=[3], inputs=2, clipped=False)  # a margin within the solver's tolerance of 0
