@@ -28,7 +28,7 @@ from milpver.margin import margins
 from milpver.network import Network
 from milpver.program import ProgramBuilder
 from milpver.query import Budget, Domain, Options, forced_pairs
-from milpver.run import NATIVE
+from milpver.run import solver_named
 from milpver.solver import Limits
 from milpver.verdict import RECORD_FIELDS, SCHEMA_VERSION, Answer, Status, Verdict
 
@@ -122,7 +122,10 @@ def contenders(
                 f"{option} names {twice[0]!r} twice", needed="each contender once", fix="leave one out"
             )
         for name in found:
-            registry.load(kind, NATIVE.get(name, name) if kind == "solvers" else name)
+            if kind == "solvers":
+                solver_named(name)
+            else:
+                registry.load(kind, name)
     return tuple(Contender(*names) for names in itertools.product(solvers, encodings, bounds))
 
 
@@ -391,7 +394,7 @@ def check_options(plan: Plan) -> None:
 
 def _why_not(name: str, plan: Plan) -> str:
     """Why a solver cannot run here; "" where it can."""
-    solver = registry.load("solvers", NATIVE.get(name, name))
+    solver = solver_named(name)
     builder = ProgramBuilder()
     columns = builder.add_columns("x", np.zeros(2), np.ones(2), integer=True)
     builder.add_matrix_rows([(columns, np.ones((1, 2)))], 0.5, np.inf, 1)

@@ -25,7 +25,7 @@ from typing import Any
 
 from milpver.errors import PluginError
 
-__all__ = ["KINDS", "Factory", "Kind", "load", "names", "near", "variants"]
+__all__ = ["KINDS", "Factory", "Kind", "check", "load", "names", "near", "variants"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,28 @@ class Factory(ABC):
 def names(kind: str) -> tuple[str, ...]:
     """Names of all plug-ins of a kind (a key of ``KINDS``), sorted; imports none of them."""
     return tuple(sorted({*_in_tree(KINDS[kind]), *(point.name for point in _third_party(KINDS[kind]))}))
+
+
+def check(kind: str, name: str, *, also: Iterable[str] = ()) -> None:
+    """Refuse a name that no plug-in answers to, without importing any; see ``load``.
+
+    Args:
+        kind: a key of ``KINDS``.
+        name: as ``load`` takes it.
+        also: names that the caller answers to by itself, for the message.
+
+    Raises:
+        PluginError: no such name.
+    """
+    known = names(kind)
+    wanted = name.partition(":")[0].replace("_", "-")
+    if wanted not in {each.replace("_", "-") for each in known}:
+        known = (*sorted(also), *known)
+        raise PluginError(
+            f"{KINDS[kind].noun} {name!r}",
+            needed=f"one of {', '.join(known) or '(none installed)'}",
+            fix=near(wanted, known),
+        )
 
 
 def load(kind: str, name: str) -> Any:
@@ -155,19 +177,13 @@ def _installed(scan: Callable[..., Iterable[EntryPoint]], group: str) -> tuple[E
 
 def _plugin(kind: str, name: str) -> Any:
     """The object in the plug-in's module, without looking at an argument."""
+    check(kind, name)
     convention = KINDS[kind]
     in_tree = _in_tree(convention)
     wanted = name.replace("_", "-")
     outside = [point for point in _third_party(convention) if point.name.replace("_", "-") == wanted]
     sources = [in_tree[wanted]] if wanted in in_tree else []
     sources += [f"{point.value} of {point.dist.name if point.dist else '?'}" for point in outside]
-    if not sources:
-        known = sorted({*in_tree, *(point.name for point in _third_party(convention))})
-        raise PluginError(
-            f"{convention.noun} {name!r}",
-            needed=f"one of {', '.join(known) or '(none installed)'}",
-            fix=near(wanted, known),
-        )
     if len(sources) > 1:
         raise PluginError(
             f"{convention.noun} {name!r} is there {len(sources)} times: {'; '.join(sources)}",

@@ -18,7 +18,7 @@ from milpver.bounding import Bounding
 from milpver.bounds._tensors import TensorGraph, pick_device
 from milpver.cross_check import CrossCheck
 from milpver.encoding import Encoding
-from milpver.errors import QueryError
+from milpver.errors import PluginError, QueryError
 from milpver.network import Network
 from milpver.program import Program
 from milpver.query import NATIVE, Options
@@ -26,7 +26,16 @@ from milpver.replay import Replay
 from milpver.solver import Limits, Progress, Solution, Solver, Stop
 from milpver.verdict import SCHEMA_VERSION, Status
 
-__all__ = ["CROSS_CHECK_FOLDER", "NATIVE", "Clock", "RunContext", "load_solver", "make_folder", "status_of"]
+__all__ = [
+    "CROSS_CHECK_FOLDER",
+    "NATIVE",
+    "Clock",
+    "RunContext",
+    "load_solver",
+    "make_folder",
+    "solver_named",
+    "status_of",
+]
 
 #: Where disagreements go without ``--solver-log``.
 CROSS_CHECK_FOLDER = Path("milpver-cross-check")
@@ -199,6 +208,20 @@ class RunContext:
         }
 
 
+def solver_named(name: str) -> Solver:
+    """The backend of a name; that of what the native searches do not cover for theirs.
+
+    Raises:
+        PluginError: an unknown name.
+    """
+    try:
+        found: Solver = registry.load("solvers", NATIVE.get(name, name))
+    except PluginError:
+        registry.check("solvers", name, also=NATIVE)  # the same, with the native searches in its message
+        raise
+    return found
+
+
 def load_solver(options: Options) -> Solver:
     """The backend that the options name, or several that have to agree.
 
@@ -208,8 +231,7 @@ def load_solver(options: Options) -> Solver:
     """
     names = options.cross_check
     if not names:
-        found: Solver = registry.load("solvers", NATIVE.get(options.solver, options.solver))
-        return found
+        return solver_named(options.solver)
     if options.solver == "bab":
         raise QueryError(
             f"--cross-check with --solver {options.solver}, which is milpver's own search",

@@ -28,7 +28,7 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-__all__ = ["JSON", "RecordFile", "RecordStream"]
+__all__ = ["JSON", "RecordFile", "RecordStream", "lock", "unlock"]
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 
@@ -111,7 +111,7 @@ class RecordFile:
             fd, self._fd = self._fd, -1
             # Closing alone would leave the lock with child processes that were forked meanwhile.
             with suppress(OSError):
-                _unlock(fd)
+                unlock(fd)
             os.close(fd)
 
     def __enter__(self) -> Self:
@@ -140,7 +140,7 @@ class RecordFile:
             flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
             self._fd = os.open(path, flags, 0o666)
             try:
-                if not _lock(self._fd):
+                if not lock(self._fd):
                     raise RecordError(
                         f"{path} is in use by another process",
                         needed="one process a file",
@@ -369,7 +369,7 @@ _LOCK_POSITION: Final = (
 
 if sys.platform == "win32":
 
-    def _lock(fd: int) -> bool:
+    def lock(fd: int) -> bool:
         """Whether the file is ours now; False where another process has it."""
         os.lseek(fd, _LOCK_POSITION, os.SEEK_SET)
         try:
@@ -380,7 +380,8 @@ if sys.platform == "win32":
             os.lseek(fd, 0, os.SEEK_SET)
         return True
 
-    def _unlock(fd: int) -> None:
+    def unlock(fd: int) -> None:
+        """Give it back."""
         os.lseek(fd, _LOCK_POSITION, os.SEEK_SET)
         msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
 
@@ -389,7 +390,7 @@ if sys.platform == "win32":
 
 else:
 
-    def _lock(fd: int) -> bool:
+    def lock(fd: int) -> bool:
         """Whether the file is ours now (or cannot be locked); False where another process has it."""
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -397,7 +398,8 @@ else:
             return error.errno not in _IN_USE
         return True
 
-    def _unlock(fd: int) -> None:
+    def unlock(fd: int) -> None:
+        """Give it back."""
         fcntl.flock(fd, fcntl.LOCK_UN)
 
     def _sync_folder(folder: Path) -> None:

@@ -199,3 +199,11 @@ def test_near_ignores_case_and_says_so_where_nothing_is_near() -> None:
     assert registry.near("TIMELIMIT", ["TimeLimit", "Threads"]) == "did you mean TimeLimit?"
     assert registry.near("qqq", ["b", "a"]) == "choose one of a, b"
     assert registry.near("qqq", []) == "there is none to choose from"
+
+
+def test_a_name_is_checked_without_importing_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_import_in_tree", lambda _: pytest.fail("imported"))
+    registry.check("solvers", "highs")
+    registry.check("solvers", "pyomo:cbc")
+    with pytest.raises(PluginError, match=r"one of auto, .*did you mean auto\?"):
+        registry.check("solvers", "autoo", also=("auto",))

@@ -8,6 +8,7 @@ a fresh process.
 from __future__ import annotations
 
 import csv
+import io
 import os
 import queue
 import signal
@@ -17,18 +18,19 @@ import threading
 import time
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, TextIO
 
 from milpver.campaign.frames import ended_how, own_streams, receive, send
 from milpver.cli.interrupts import Interrupts
-from milpver.cli.values import number
+from milpver.cli.values import apart, number
 from milpver.cli.verify import GRACE, Files, Masks, answered, counterexample, masks_of, named
 from milpver.errors import MilpverError, QueryError, RecordError
 from milpver.query import Options
+from milpver.store import lock, unlock
 
 __all__ = ["COLUMNS", "run_batch", "serve"]
 
@@ -70,9 +72,32 @@ def run_batch(arguments: Namespace, options: Options) -> int:
             needed="both",
             fix="milpver verify --instances instances.csv --results results.csv",
         )
+    if arguments.result is not None:
+        raise QueryError(
+            f"--result {arguments.result} with --instances",
+            needed="--results, which a batch has",
+            fix="leave --result out",
+        )
     source, results = Path(arguments.instances), Path(arguments.results)
+    apart("--results", results, {"the list of instances": source})
+    masks = _masks(arguments)
     instances = _instances(source)
-    done = _done(results)
+    folder = None if arguments.counterexamples is None else _folder(arguments.counterexamples)
+    with _opened(results) as stream:
+        return _batch(arguments, options, instances, stream, masks, folder)
+
+
+def _batch(
+    arguments: Namespace,
+    options: Options,
+    instances: Sequence[_Instance],
+    stream: TextIO,
+    masks: str,
+    folder: Path | None,
+) -> int:
+    """Answer what the results do not hold yet."""
+    source, results = Path(arguments.instances), Path(arguments.results)
+    done = _done(stream, results, masks)
     known = {each.key for each in instances}
     if strange := [key for key in done if key not in known]:
         raise RecordError(
@@ -81,14 +106,11 @@ def run_batch(arguments: Namespace, options: Options) -> int:
             fix="name another file with --results",
         )
     counts = Counter(done[key] for key in done)
-    folder = None if arguments.counterexamples is None else Path(arguments.counterexamples)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
     answerer = _Answerer()
-    with Interrupts() as interrupts, _opened(results) as stream, closing(answerer):
+    with Interrupts() as interrupts, closing(answerer):
         writer = csv.writer(stream, lineterminator="\n")
         if stream.tell() == 0:
-            writer.writerow(COLUMNS)
+            writer.writerow(_columns(masks))
         for place, each in enumerate(instances):
             if each.key in done:
                 continue
@@ -98,7 +120,7 @@ def run_batch(arguments: Namespace, options: Options) -> int:
             outcome, seconds, message, text = found.outcome, found.seconds, found.message, found.text
             done[each.key] = outcome
             counts[outcome] += 1
-            writer.writerow((*each.key, outcome, f"{seconds:.3f}", message))
+            writer.writerow((*each.key, outcome, f"{seconds:.3f}", message, *([masks] if masks else [])))
             stream.flush()
             os.fsync(stream.fileno())
             if folder is not None and text:
@@ -265,7 +287,7 @@ def _instances(path: Path) -> list[_Instance]:
     """
     needed, fix = "lines onnx,vnnlib,timeout", "correct the file"
     try:
-        with path.open(encoding="utf-8", newline="") as stream:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
             rows = list(csv.reader(stream))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         said = error.strerror if isinstance(error, OSError) else str(error)
@@ -286,45 +308,94 @@ def _instances(path: Path) -> list[_Instance]:
     return found
 
 
-def _done(path: Path) -> dict[tuple[str, str, str], str]:
-    """What a results file holds: instance to result; a last line that was cut short is taken out.
+def _masks(arguments: Namespace) -> str:
+    """What is said about masks, as results have it; "" where nothing is."""
+    options = zip(("--budget", "--keep", "--remove"), masks_of(arguments), strict=True)
+    return " ".join(f"{option} {text}" for option, text in options if text is not None)
+
+
+def _columns(masks: str) -> tuple[str, ...]:
+    """Columns of results: those under masks say under which."""
+    return (*COLUMNS, "masks") if masks else COLUMNS
+
+
+def _done(stream: TextIO, path: Path, masks: str) -> dict[tuple[str, str, str], str]:
+    """What the results hold: instance to result; a last line that was cut short is taken out.
+
+    The stream is at the end of the last whole line then. A file that is no file of results stays as it was.
 
     Raises:
-        RecordError: it cannot be read, or is none.
+        RecordError: it cannot be read, or is none, or its answers are under other masks.
     """
-    if not path.exists():
-        return {}
-    needed, fix = f"lines {','.join(COLUMNS)}", "name another file with --results"
+    columns = _columns(masks)
+    needed, fix = f"lines {','.join(columns)}", "name another file with --results"
     try:
         content = path.read_bytes()
         whole_lines = content[: content.rfind(b"\n") + 1]
-        rows: Sequence[Sequence[str]] = list(csv.reader(whole_lines.decode("utf-8").splitlines()))
-        if len(whole_lines) < len(content):
-            with path.open("r+b") as stream:
-                stream.truncate(len(whole_lines))
+        rows = list(csv.reader(io.StringIO(whole_lines.decode("utf-8"), newline="")))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         said = error.strerror if isinstance(error, OSError) else str(error)
         raise RecordError(f"--results {path}: {said}", needed=needed, fix=fix) from error
-    if rows and tuple(rows[0]) != COLUMNS:
+    head = tuple(rows[0]) if rows else ()
+    begun = not rows and ",".join(columns).encode().startswith(content)
+    if not begun and head not in (COLUMNS, _columns("other")):
         raise RecordError(f"{path} is no file of results", needed=needed, fix=fix)
     found = {}
     for place, row in enumerate(rows[1:], start=2):
-        if len(row) != len(COLUMNS):
+        if len(row) != len(head):
             raise RecordError(f"{path}, line {place} is damaged", needed=needed, fix="take that line out")
+        own = row[len(COLUMNS)] if len(row) > len(COLUMNS) else ""
+        if own != masks:
+            raise RecordError(
+                f"{path}, line {place} answers {own or 'without masks'}",
+                needed=f"answers {masks or 'without masks'}",
+                fix=fix,
+            )
         found[row[0], row[1], row[2]] = row[3]
+    if rows and head != columns:
+        raise RecordError(f"{path} has the columns {','.join(head)}", needed=needed, fix=fix)
+    stream.seek(len(whole_lines))
+    stream.truncate()
     return found
 
 
-def _opened(path: Path) -> TextIO:
-    """The results file, to be continued."""
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    """The results file, made where there is none; no other process has it open for as long."""
     try:
-        return path.open("a", encoding="utf-8", newline="")
+        stream = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="utf-8", newline="")
     except OSError as error:
         raise RecordError(
             f"--results {path}: {error.strerror or error}",
             needed="a file that can be written",
             fix="name another file",
         ) from error
+    with stream:
+        if not lock(stream.fileno()):
+            raise RecordError(
+                f"--results {path} is in use by another process",
+                needed="one process a file",
+                fix="wait until it ends, or name another file with --results",
+            )
+        try:
+            yield stream
+        finally:
+            stream.flush()
+            unlock(stream.fileno())
+
+
+def _folder(text: str) -> Path:
+    """The folder for counterexamples, made where there is none."""
+    folder = Path(text)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecordError(
+            f"--counterexamples {folder}: {error.strerror or error}",
+            needed="a folder that can be written, or a name for one",
+            fix="name another folder with --counterexamples",
+        ) from error
+    return folder
 
 
 if __name__ == "__main__":

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from milpver.errors import QueryError
 
-__all__ = ["memory_size", "names", "number", "solver_options", "whole"]
+__all__ = ["apart", "memory_size", "names", "number", "solver_options", "whole"]
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([KMGT]?)(?:I?B)?", re.ASCII | re.IGNORECASE)
@@ -52,6 +53,28 @@ def whole(option: str, text: str, *, least: int, most: int, example: str) -> int
             fix=f"write e.g. {option} {example}",
         )
     return value
+
+
+def apart(option: str, target: str | Path | None, others: Mapping[str, str | Path | None]) -> None:
+    """Refuse to write over what is read, or what another option writes.
+
+    Args:
+        option: the flag, for messages.
+        target: the file that it names, or None.
+        others: what the other files are, in words, and the files.
+
+    Raises:
+        QueryError: the target is one of the others.
+    """
+    if target is None:
+        return
+    for what, other in others.items():
+        if other is not None and Path(target).resolve() == Path(other).resolve():
+            raise QueryError(
+                f"{option} {target} is {what} as well",
+                needed="a file of its own: that one would be overwritten",
+                fix=f"name another file with {option}",
+            )
 
 
 def memory_size(text: str) -> int:

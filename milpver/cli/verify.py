@@ -18,11 +18,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from milpver import registry
 from milpver.cli.interrupts import Interrupts
-from milpver.cli.values import memory_size, number, whole
+from milpver.cli.values import apart, memory_size, number, whole
 from milpver.errors import QueryError, RecordError
 from milpver.property_file import load_property
-from milpver.query import Options, names_layers, parse_budget
+from milpver.query import NATIVE, Options, names_layers, parse_budget
 
 if TYPE_CHECKING:
     from milpver.counterexample import PropertyAnswer
@@ -39,23 +40,22 @@ _INTERRUPTED, _DONE = 130, 0
 def run(arguments: Namespace) -> int:
     """Answer one instance, or all of a list."""
     spent = time.process_time()  # what loading took before this line, near enough
-    options = Options(
-        solver=arguments.solver,
-        bounds=arguments.bounds,
-        timeout=number("--timeout", arguments.timeout, above=0.0, example="60"),
-        threads=whole("--threads", arguments.threads, least=1, most=4096, example="2"),
-        memory=memory_size(arguments.memory),
-        seed=whole("--seed", arguments.seed, least=0, most=2**31 - 1, example="0"),
-        device=arguments.device,
-    )
     if arguments.instances is not None or arguments.results is not None:
         from milpver.cli.instances import run_batch  # noqa: PLC0415  built on what is here
 
-        return run_batch(arguments, options)
-    result = None if arguments.result is None else Path(arguments.result)
+        return run_batch(arguments, _options(arguments))
+    result: Path | None = None
     watch: threading.Timer | None = None
     try:
+        if arguments.counterexamples is not None:
+            raise QueryError(
+                f"--counterexamples {arguments.counterexamples} without --instances",
+                needed="a batch",
+                fix="use --result FILE for one instance",
+            )
+        result = _emptied(arguments)
         files = _files(arguments)
+        options = _options(arguments)
         watch = threading.Timer(max(0.0, options.timeout - spent) + GRACE, _give_up, (result,))
         watch.daemon = True
         watch.start()
@@ -70,6 +70,37 @@ def run(arguments: Namespace) -> int:
     watch.cancel()
     _write(text, result)
     return _INTERRUPTED if stopped else _DONE
+
+
+def _options(arguments: Namespace) -> Options:
+    """How to answer."""
+    registry.check("solvers", NATIVE.get(arguments.solver, arguments.solver), also=NATIVE)
+    registry.check("bounds", arguments.bounds)
+    return Options(
+        solver=arguments.solver,
+        bounds=arguments.bounds,
+        timeout=number("--timeout", arguments.timeout, above=0.0, example="60"),
+        threads=whole("--threads", arguments.threads, least=1, most=4096, example="2"),
+        memory=memory_size(arguments.memory),
+        seed=whole("--seed", arguments.seed, least=0, most=2**31 - 1, example="0"),
+        device=arguments.device,
+    )
+
+
+def _emptied(arguments: Namespace) -> Path | None:
+    """The result's file, empty from now on: an older answer must not be taken for this one's.
+
+    Raises:
+        QueryError: it is one of the files that are read.
+        RecordError: it cannot be written.
+    """
+    if arguments.result is None:
+        return None
+    result = Path(arguments.result)
+    for each in (*arguments.files, *(text.partition("=")[2] for text in arguments.network or ())):
+        apart("--result", result, {"a file that is read": each or None})
+    _save("", result)
+    return result
 
 
 #: What ``--budget``, ``--keep`` and ``--remove`` say; None where they are not given.
@@ -97,7 +128,7 @@ def _files(arguments: Namespace) -> Files:
     if not networks:
         if len(files) != 2:
             raise QueryError(
-                f"{len(files)} files",
+                "1 file" if len(files) == 1 else f"{len(files)} files",
                 needed="a network and a property",
                 fix="milpver verify MODEL.onnx PROPERTY.vnnlib, or verify QUERY --network NAME=MODEL.onnx",
             )
@@ -243,14 +274,18 @@ def _write(text: str, result: Path | None) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
     if result is not None:
-        try:
-            result.write_text(text, encoding="ascii")
-        except OSError as error:
-            raise RecordError(
-                f"--result {result}: {error.strerror or error}",
-                needed="a file that can be written",
-                fix="name another file",
-            ) from error
+        _save(text, result)
+
+
+def _save(text: str, result: Path) -> None:
+    try:
+        result.write_text(text, encoding="ascii")
+    except OSError as error:
+        raise RecordError(
+            f"--result {result}: {error.strerror or error}",
+            needed="a file that can be written",
+            fix="name another file",
+        ) from error
 
 
 def _give_up(result: Path | None) -> None:

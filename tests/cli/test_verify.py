@@ -17,6 +17,7 @@ import onnxruntime
 import pytest
 
 from milpver.cli import instances as batches
+from milpver.cli import verify
 
 HEAD = "(declare-const X_0 Real)(declare-const X_1 Real)(declare-const Y_0 Real)(declare-const Y_1 Real)\n"
 BOX = "(assert (and (>= X_0 -1) (<= X_0 1) (>= X_1 -1) (<= X_1 1)))\n"
@@ -89,18 +90,48 @@ def test_malformed_properties_are_errors_and_no_verdicts(
 def test_other_mistakes_are_errors_too(cli: Any, model: Path, tmp_path: Path) -> None:
     holds = write(tmp_path, "holds.vnnlib", HOLDS)
     for words, said in (
-        ((model,), "1 files"),
+        ((model,), "1 file;"),
         ((model, tmp_path / "none.vnnlib"), "No such file"),
         ((tmp_path / "none.onnx", holds), "No such file"),
         ((holds, holds), "no ONNX file"),
         ((model, holds, "--budget", "7,7,7"), "budget"),
         ((model, holds, "--solver", "nothing"), "nothing"),
         ((holds, "--network", "f"), "NAME=FILE"),
+        ((model, holds, "--timeout", "-1"), "--timeout -1"),
+        ((model, holds, "--solver", "autoo"), "did you mean auto?"),
+        ((model, holds, "--bounds", "crwn"), "did you mean crown"),
+        ((model, holds, "--counterexamples", tmp_path), "--counterexamples"),
     ):
         found = cli("verify", *words)
         assert (found.code, found.out) == (2, "error\n"), words
         assert said in found.err
-    assert cli("verify", model, holds, "--timeout", "-1").code == 2
+
+
+def test_a_result_is_never_an_older_one_nor_written_over_what_is_read(
+    cli: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is killed leaves an empty file, not the answer of the run before."""
+    holds, result = write(tmp_path, "holds.vnnlib", HOLDS), tmp_path / "result.txt"
+    result.write_text("sat\n")
+
+    def killed(*_: object) -> str:
+        assert result.read_text() == ""
+        raise SystemExit(137)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(verify, "_instance", killed)
+        with pytest.raises(SystemExit):
+            cli("verify", model, holds, "--result", result)
+    before = holds.read_bytes(), model.read_bytes()
+    for words in ((model, holds, "--result", holds), (model, holds, "--result", model)):
+        found = cli("verify", *words)
+        assert (found.code, found.out) == (2, "error\n")
+        assert "is a file that is read" in found.err
+    assert (holds.read_bytes(), model.read_bytes()) == before
+    monkeypatch.setattr(verify, "_instance", lambda *_: pytest.fail("asked, with nowhere to write to"))
+    found = cli("verify", model, holds, "--result", tmp_path / "no" / "result.txt")
+    assert (found.code, found.out) == (2, "error\n")
+    assert "--result" in found.err
 
 
 def test_a_budget_is_part_of_the_question(cli: Any, model: Path, tmp_path: Path) -> None:
@@ -329,6 +360,46 @@ def test_results_of_other_instances_are_not_continued(refused: Any, instances: P
     assert "other.onnx" in refused("verify", "--instances", instances, "--results", results)
     results.write_text("something else\n")
     assert "no file of results" in refused("verify", "--instances", instances, "--results", results)
+
+
+def test_other_files_stay_as_they_are(refused: Any, instances: Path, tmp_path: Path) -> None:
+    """Their last line looks cut short, or they have one alone."""
+    path = tmp_path / "notes.txt"
+    for text in ("notes without a newline", "first\nsecond", "onnx,vnnlib\nx"):
+        path.write_text(text)
+        assert "no file of results" in refused("verify", "--instances", instances, "--results", path)
+        assert path.read_text() == text
+    listed = instances.read_text()
+    assert "as well" in refused("verify", "--instances", instances, "--results", instances)
+    assert instances.read_text() == listed
+    words = ("verify", "--instances", instances, "--results", tmp_path / "r.csv")
+    assert "--result " in refused(*words, "--result", tmp_path / "r.txt")
+    assert "--counterexamples" in refused(*words, "--counterexamples", path)
+
+
+def test_results_under_other_masks_are_not_continued(
+    cli: Any, refused: Any, model: Path, tmp_path: Path
+) -> None:
+    """Without masks the property holds, with one neuron removed it does not (the test of a budget above)."""
+    listed, results = tmp_path / "i.csv", tmp_path / "r.csv"
+    write(tmp_path, "p.vnnlib", "(assert (<= Y_0 0.5)) (assert (>= X_0 0.75))")
+    listed.write_text(f"{model.name},p.vnnlib,20\n")
+    words = ("verify", "--instances", listed, "--results", results)
+    assert cli(*words).code == 0
+    assert [row["result"] for row in rows(results)] == ["unsat"]
+    assert "without masks" in refused(*words, "--budget", "1")
+    results.unlink()
+    assert cli(*words, "--budget", "1").code == 0
+    assert [(row["result"], row["masks"]) for row in rows(results)] == [("sat", "--budget 1")]
+    assert cli(*words, "--budget", "1").out == "1 of 1 instances: 1 sat\n"
+    assert "--budget 1" in refused(*words)
+    assert "--budget 1" in refused(*words, "--budget", "0")
+
+
+def test_one_process_at_a_time_writes_results(refused: Any, instances: Path, tmp_path: Path) -> None:
+    results = tmp_path / "r.csv"
+    with batches._opened(results):
+        assert "in use by another" in refused("verify", "--instances", instances, "--results", results)
 
 
 # ------------------------------------------------------------------------------------------- supports
