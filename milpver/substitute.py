@@ -51,6 +51,8 @@ _HALVINGS = 10
 _ATTACKED = 32
 #: A dual bound of a MILP solver is lowered by this share before it counts as certified.
 _SOLVER_SHARE = 1e-6
+#: The step, relative to the input, that shows whether an output that is 0 becomes negative.
+_AT_ONCE = 1e-6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -437,6 +439,10 @@ def _sign_graphs(found: Substitute) -> list[Graph]:
         if not isinstance(after, Affine):
             raise TypeError(f"node {found.moved[index]} does not replace a Relu")
         source = after.terms[-1][0]  # the pre-activation, behind the ReLUs that stay
+        # What no weight leads to never changes its sign; a 0 there would be one to bounds, but for rounding.
+        places = places[~_constant(nodes[source])[places]]
+        if len(places) == 0:
+            continue
         sign = np.where(layer.slope[places] > 0, 1.0, -1.0)
         picked = selection(places, nodes[source].size)
         scaled = type(picked)(picked.csr.multiply(sign[:, None]).tocsr())
@@ -444,6 +450,14 @@ def _sign_graphs(found: Substitute) -> list[Graph]:
             Graph((*nodes[: source + 1], Affine(((source, scaled),), np.zeros(len(places)), "signs")))
         )
     return graphs
+
+
+def _constant(node: Node) -> NDArray[np.bool_]:
+    """Which entries of a node have no weights, bool [size]."""
+    if not isinstance(node, Affine):
+        return np.zeros(node.size, dtype=np.bool_)
+    weight = sum(np.asarray(abs(linear.csr).sum(axis=1)).reshape(-1) for _, linear in node.terms)
+    return np.asarray(weight == 0)
 
 
 def _certified(
@@ -471,7 +485,12 @@ def _certified(
 
 
 def _attacked(graph: Graph, x: Float, domain: Domain | None) -> float:
-    """The distance at which an attack makes an output negative; infinity where it does not."""
+    """The distance at which an attack makes an output negative; infinity where it does not.
+
+    An output that is 0 at x itself is negative at once, or not where its slope leads (a neuron that is never
+    active, or on the domain's edge): then it says nothing.
+    """
+    space = ball(x, math.inf, domain)
     values = graph.trace(x[None])
     margins = values[-1][0]
     slopes = np.concatenate(
@@ -480,12 +499,20 @@ def _attacked(graph: Graph, x: Float, domain: Domain | None) -> float:
             for part in np.array_split(np.eye(graph.outputs), max(1, graph.outputs // 256))
         ]
     )
+    tied = np.flatnonzero(margins <= 0)
+    if len(tied):
+        step = _AT_ONCE * max(1.0, float(np.abs(x).max(initial=0.0)))
+        moved = np.clip(x - step * np.sign(slopes[tied]), space.inner_lower, space.inner_upper)
+        if np.any(graph.evaluate(moved)[np.arange(len(tied)), tied] < 0):
+            return 0.0
     size = np.abs(slopes).sum(axis=1)
     near = np.where(size > 0, margins / np.where(size > 0, size, 1.0), np.inf)
-    picked = np.argsort(near, kind="stable")[:_ATTACKED]
+    picked = np.argsort(near, kind="stable")
+    picked = picked[margins[picked] > 0][:_ATTACKED]
+    if len(picked) == 0:
+        return math.inf
     weight = np.vstack([np.zeros(graph.outputs), -np.eye(graph.outputs)[picked]])
     head = Affine(((len(graph.nodes) - 1, Dense(weight)),), np.zeros(len(weight)), "margins")
-    space = ball(x, math.inf, domain)
     targets = list(range(1, len(weight)))
     found, _ = closest_adversarials(
         Graph((*graph.nodes, head)), x, 0, targets, space.inner_lower, space.inner_upper, steps=8, seed=0
@@ -506,6 +533,8 @@ def _crossing(
     found = bounding.bound(graph, box.lower[None], box.upper[None], Budget(), rows, "cpu")
     if found.rows_lower[0, 0] >= 0:
         return radius, math.inf
+    if graph.evaluate(x[None])[0, row] <= 0:
+        return 0.0, math.inf  # x itself is that input: the program cannot say where the output is below 0
     encoded = encode(graph, box, Budget(), found, registry.load("encodings", "fused"))
     if encoded.input is None:
         return 0.0, math.inf

@@ -18,7 +18,7 @@ from milpver.network import Network
 from milpver.onnx_import import load_network
 from milpver.query import Options
 from milpver.substitute import KINDS, Substitute, agreement, closest_adversarial, substitute
-from tests.nets import network_of, random_network
+from tests.nets import network_of, random_layers, random_network
 
 Float = NDArray[np.float64]
 
@@ -105,6 +105,35 @@ def test_delta_of_one_layer_is_the_closest_hyperplane(tmp_path: Path) -> None:
     assert got.lower == pytest.approx(wanted, rel=1e-2)
     assert got.lower <= wanted
     assert got.upper >= wanted * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("edge", [False, True])
+def test_neurons_at_0_that_never_change_their_sign_do_not_end_the_ball(edge: bool, tmp_path: Path) -> None:
+    """One without weights, as pruning leaves them, or one that the domain's edge keeps from rising."""
+    weights, biases = random_layers([3, 6, 5, 3], 1)
+    weights[0][2] = [-1.0, 0.0, 0.0] if edge else 0.0
+    x = np.array([0.0, 0.7, -0.4], dtype=np.float32).astype(np.float64)
+    domain = np.array([0.0, -3.0, -3.0]), np.full(3, 3.0)
+    found = []
+    for at_x in (0.0, -1.0):
+        biases[0][2] = at_x
+        network = network_of(tmp_path / "net.onnx", weights, biases)
+        label = int(network.graph.evaluate(x[None])[0].argmax())
+        adversarial = closest_adversarial(network, x, label, domain)
+        assert adversarial is not None
+        made = substitute(network, x, adversarial, kind="act", ratio=0.8, domain=domain)
+        assert not made.layers[2].kept[2]
+        highs = registry.load("solvers", "highs")
+        found.append(agreement(made, x, reach=2.0, domain=domain, solver=highs))
+    tied, away = found
+    assert away.exact
+    if edge:  # bounds cannot tell whether it rises
+        assert tied.upper >= away.upper - 1e-6
+        assert tied.lower > 0 or not tied.exact
+    else:
+        assert tied.exact
+        assert tied.lower == pytest.approx(away.lower, rel=1e-6)
+        assert tied.upper == pytest.approx(away.upper, rel=1e-6)
 
 
 @pytest.mark.parametrize("seed", [0, 3])
