@@ -129,7 +129,9 @@ def distances(
         PluginError: an unknown solver, encoding or bounding.
     """
     if method not in METHODS:
-        raise QueryError(f"--method {method}", needed=" or ".join(METHODS), fix="correct --method")
+        raise QueryError(
+            f"--method {method}", needed=" or ".join(METHODS), fix=registry.near(method, METHODS)
+        )
     check_norm(norm)
     check_inputs(network, inputs, labels, domain)
     outputs = network.graph.outputs

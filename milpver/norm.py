@@ -16,6 +16,7 @@ import numpy as np
 
 from milpver.errors import QueryError
 from milpver.linear import Float
+from milpver.registry import near
 
 __all__ = ["NORMS", "check_norm", "closest_steps", "length", "lengths"]
 
@@ -29,7 +30,7 @@ def check_norm(norm: str) -> None:
         QueryError: it is none of NORMS.
     """
     if norm not in NORMS:
-        raise QueryError(f"--norm {norm}", needed=f"of {', '.join(NORMS)}", fix="correct --norm")
+        raise QueryError(f"--norm {norm}", needed=f"one of {', '.join(NORMS)}", fix=near(norm, NORMS))
 
 
 def lengths(norm: str, steps: Float) -> Float:

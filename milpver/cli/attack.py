@@ -32,6 +32,7 @@ from milpver.errors import QueryError, RecordError
 from milpver.linear import Float
 from milpver.network import Network
 from milpver.query import Budget, names_layers, parse_budget, removed_pairs
+from milpver.registry import near
 from milpver.store import RecordFile
 from milpver.verdict import SCHEMA_VERSION
 
@@ -69,7 +70,7 @@ def run(arguments: Namespace) -> int:
         raise QueryError(
             f"--method {unknown[0]}",
             needed=f"some of {', '.join(METHODS)}",
-            fix="write e.g. --method pgd,greedy,swap",
+            fix=near(unknown[0], METHODS),
         )
     samples = whole("--samples", arguments.samples, least=1, most=10**7, example="1000")
     steps = whole("--steps", arguments.steps, least=1, most=10**6, example="400")

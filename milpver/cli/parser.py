@@ -7,6 +7,7 @@ modules of the commands are named, not imported.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
@@ -157,6 +158,11 @@ example:
   milpver solvers --json"""
 
 
+#: What argparse says of an unknown command, and the names that it lists.
+_UNKNOWN = re.compile(r"argument COMMAND: invalid choice: '(.*)' \(choose from (.*)\)", re.DOTALL)
+_NAME = re.compile(r"[a-z]+(?:-[a-z]+)*")
+
+
 class UsageError(Exception):
     """A command line that cannot be read; the message is one line."""
 
@@ -166,6 +172,10 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """See argparse; never prints, never exits."""
+        if found := _UNKNOWN.fullmatch(message):
+            from milpver.registry import near  # noqa: PLC0415  only for a mistake
+
+            message = f"unknown command {found[1]!r}; {near(found[1], re.findall(_NAME, found[2]))}"
         raise UsageError(f"{message}; see `{self.prog} --help`")
 
 

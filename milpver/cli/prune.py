@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from milpver.cli.question import MOST_SEED, read_network
-from milpver.cli.values import number, whole
+from milpver.cli.values import apart, number, whole
 from milpver.data import (
     DEFAULT_KEYS,
     check_labels,
@@ -41,6 +41,7 @@ def run(arguments: Namespace) -> int:
     network = read_network(Path(arguments.model), mean, std)
     budget = _budget(arguments.budget, network)
     save = Path(arguments.save)
+    apart("--save", save, {"the network": arguments.model, "the data": arguments.data})
     data = None if arguments.data is None else _data(arguments, network)
     if arguments.method in NEED_DATA and data is None:
         raise QueryError(

@@ -23,6 +23,7 @@ from milpver.cli.table import Column, print_table, rounded
 from milpver.cli.values import names
 from milpver.distance import distances
 from milpver.errors import MilpverError, QueryError
+from milpver.registry import near
 from milpver.run import load_solver
 from milpver.store import STDOUT, RecordFile
 from milpver.substitute import KINDS, Substitute, agreement, closest_adversarial, substitute
@@ -64,7 +65,9 @@ def run(arguments: Namespace) -> int:
     """Compare distances before and after, for all inputs chosen."""
     kinds = names("--kind", arguments.kind)
     if unknown := [kind for kind in kinds if kind not in KINDS]:
-        raise QueryError(f"--kind {unknown[0]}", needed=f"of {', '.join(KINDS)}", fix="correct --kind")
+        raise QueryError(
+            f"--kind {unknown[0]}", needed=f"some of {', '.join(KINDS)}", fix=near(unknown[0], KINDS)
+        )
     ratios = tuple(_ratio(text) for text in arguments.ratio.split(","))
     query = read_query(arguments)
     models = None if arguments.save_models is None else Path(arguments.save_models)

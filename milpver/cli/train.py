@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from milpver.cli.interrupts import Interrupts
 from milpver.cli.question import MOST_SEED, MOST_THREADS
-from milpver.cli.values import number, whole
+from milpver.cli.values import apart, number, whole
 from milpver.data import DEFAULT_KEYS, Dataset, check_labels, load_data, parse_floats, parse_keys
 from milpver.errors import QueryError
 from milpver.onnx_import import load_network
@@ -51,7 +51,7 @@ def run(arguments: Namespace) -> int:
     keep_to_threads(whole("--threads", arguments.threads, least=1, most=MOST_THREADS, example="2"))
     classes = parse_architecture(arguments.arch).classes
     data, test = _data(arguments, classes)
-    save = _target(arguments.save)
+    save = _target(arguments)
     recipe = _recipe(arguments, data)
     log = None if arguments.log is None else Path(arguments.log)
     training = Training(
@@ -88,7 +88,8 @@ def run(arguments: Namespace) -> int:
         f"{save}: {recipe.arch}, {sum(p.numel() for p in training.net.parameters())} parameters, "
         f"{len(content)} bytes, sha256 {hashlib.sha256(content).hexdigest()}",
         f"method {recipe.method}, budget {','.join(map(str, recipe.settings.budget))}, seed {recipe.seed}, "
-        f"{recipe.epochs} epochs of {median(e.seconds for e in training.epochs):.2f} s processor time",
+        f"{recipe.epochs} epoch{'s' * (recipe.epochs > 1)} of "
+        f"{median(e.seconds for e in training.epochs):.2f} s processor time",
         "accuracy: "
         + ", ".join(
             f"{_percent(accuracy(training.net, part.inputs, part.labels))} on {len(part)} {name} images"
@@ -133,14 +134,27 @@ def _data(arguments: Namespace, classes: int) -> tuple[Dataset, Dataset | None]:
     return data, test
 
 
-def _target(text: str) -> Path:
+def _target(arguments: Namespace) -> Path:
     """Where the network goes, refused before the training rather than after it."""
-    save = Path(text)
+    save = Path(arguments.save)
+    read = {"the data": arguments.data, "the test data": arguments.test_data}
+    apart("--save", save, {**read, "the checkpoint": arguments.checkpoint, "the log": arguments.log})
+    apart("--checkpoint", arguments.checkpoint, {**read, "the log": arguments.log})
+    apart("--log", arguments.log, read)
     if save.is_dir() or not save.parent.is_dir():
         why = "is a folder" if save.is_dir() else f"lies in {save.parent}, which is no folder"
         raise QueryError(
             f"--save {save} {why}", needed="a file in an existing folder", fix="name such a file"
         )
+    try:
+        with tempfile.TemporaryFile(dir=save.parent):
+            pass
+    except OSError as error:
+        raise QueryError(
+            f"--save {save}: {error.strerror or error}",
+            needed="a folder that can be written",
+            fix="name another",
+        ) from error
     return save
 
 

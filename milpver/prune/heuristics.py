@@ -18,6 +18,7 @@ from milpver.errors import QueryError
 from milpver.graph import Graph
 from milpver.linear import Float
 from milpver.query import Budget
+from milpver.registry import near
 
 __all__ = ["HEURISTICS", "NEED_DATA", "least_important", "scores"]
 
@@ -56,7 +57,7 @@ def scores(
     nodes = [node for group in budget.groups for node in group.nodes]
     if method not in HEURISTICS:
         raise QueryError(
-            f"--method {method}", needed=" or ".join(HEURISTICS), fix="name one of these heuristics"
+            f"--method {method}", needed=f"one of {', '.join(HEURISTICS)}", fix=near(method, HEURISTICS)
         )
     if method in ("l1", "l2"):
         return {node: row_norms(graph, node, 1 if method == "l1" else 2) for node in nodes}

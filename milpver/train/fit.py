@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from milpver.errors import QueryError, RecordError
+from milpver.registry import near
 from milpver.train.architecture import Classifier, build, parse_architecture
 from milpver.train.export import write_whole
 from milpver.train.methods import METHODS, Settings, make_method
@@ -67,13 +68,19 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse values that no run could honour."""
+        for option, word, known in (
+            ("--method", self.method, METHODS),
+            ("--schedule", self.schedule, ("cosine", "constant")),
+        ):
+            if word not in known:
+                raise QueryError(
+                    f"{option} {word}", needed=f"one of {', '.join(known)}", fix=near(word, known)
+                )
         checks = {
-            "--method": (self.method, self.method in METHODS, " or ".join(METHODS)),
             "--epochs": (self.epochs, self.epochs >= 1, "a whole number >= 1"),
             "--batch": (self.batch, self.batch >= 2, "a whole number >= 2"),
             "--lr": (self.learning_rate, 0 < self.learning_rate < math.inf, "a finite number > 0"),
             "--weight-decay": (self.weight_decay, 0 <= self.weight_decay < math.inf, "a finite number >= 0"),
-            "--schedule": (self.schedule, self.schedule in ("cosine", "constant"), "cosine or constant"),
             "--warmup": (self.warmup, 0 <= self.warmup < math.inf, "a finite number >= 0"),
             "--ramp": (self.ramp, 0 <= self.ramp < math.inf, "a finite number >= 0"),
         }
@@ -283,9 +290,14 @@ class Training:
             state: dict[str, Any] = torch.load(path, weights_only=True)
             different = [name for name, value in self._identity.items() if state[name] != value]
         except Exception as error:
-            said = str(error).strip().splitlines() or [type(error).__name__]
+            # torch's own words recommend to load the file without its safeguard.
+            said = (
+                error.strerror
+                if isinstance(error, OSError) and error.strerror
+                else "no checkpoint, or damaged"
+            )
             raise RecordError(
-                f"--checkpoint {path} cannot be read ({said[0][:200]})", needed=needed, fix=fix
+                f"--checkpoint {path} cannot be read ({said})", needed=needed, fix=fix
             ) from error
         if different:
             raise RecordError(

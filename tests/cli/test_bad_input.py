@@ -217,7 +217,8 @@ def test_values_that_make_no_sense(refused: Any, tiny: Any, change: tuple[str, s
     ("change", "said"),
     [
         (("--method", "guess"), "--method guess"),
-        (("--norm", "l3"), "--norm l3"),
+        (("--norm", "l3"), "--norm l3; needed: one of linf, l1, l2"),
+        (("--method", "bisekt"), "did you mean bisect"),
         (("--target", "3"), "--target 3"),
         (("--target", "-1"), "--target -1"),
         (("--target", "x"), "--target x"),
@@ -251,7 +252,7 @@ def test_nothing_is_made_before_a_query_is_known_to_make_sense(
     ("words", "said"),
     [
         ((), "no command"),
-        (("margn",), "margn"),
+        (("margn",), "unknown command 'margn'; did you mean margin"),
         (("info",), "MODEL"),
         (("info", "a", "b"), "unrecognized arguments: b"),
         (("info", "a", "--jsn"), "did you mean --json"),

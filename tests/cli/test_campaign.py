@@ -118,7 +118,7 @@ def test_mistakes_are_one_line_each(cli: Cli, spec: Path) -> None:
 
 def test_what_makes_no_sense_is_refused(refused: Callable[..., str], spec: Path, tmp_path: Path) -> None:
     assert "needs to know what to do: init, run, status" in refused("campaign")
-    assert "invalid choice: 'runs'" in refused("campaign", "runs")
+    assert "unknown command 'runs'; did you mean run" in refused("campaign", "runs")
     assert "did you mean --workers" in refused("campaign", "run", spec, "--worker", "2")
     assert "--workers 0" in refused("campaign", "run", spec, "--workers", "0")
     assert "--retry, whose queries it is for" in refused("campaign", "run", spec, "--timeout", "5")

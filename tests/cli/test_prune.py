@@ -35,6 +35,8 @@ def test_mistakes_are_said(refused: Callable[..., str], tiny: Tiny, tmp_path: Pa
     save = ("--save", tmp_path / "small.onnx")
     assert "removes nothing" in refused("prune", tiny.model, "--budget", "0,0", *save)
     assert "without --data" in refused("prune", tiny.model, "--budget", "1,0", "--method", "taylor", *save)
-    assert "l1 or l2" in refused("prune", tiny.model, "--budget", "1,0", "--method", "magic", *save)
+    over = refused("prune", tiny.model, "--budget", "1,0", "--save", tiny.model)
+    assert "is the network as well" in over
+    assert "one of l1, l2" in refused("prune", tiny.model, "--budget", "1,0", "--method", "magic", *save)
     nowhere = ("--save", tmp_path / "no" / "small.onnx")
     assert "cannot be written" in refused("prune", tiny.model, "--budget", "1,0", *nowhere)

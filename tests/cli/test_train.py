@@ -64,6 +64,8 @@ def test_a_finished_checkpoint_gives_the_same_file_again(
         (("--budget", "1"), "2 gateable layers"),
         (("--method", "robust"), "budget"),
         (("--method", "magic"), "exact-bound"),
+        (("--method", "robst"), "did you mean robust"),
+        (("--schedule", "cosin"), "did you mean cosine"),
         (("--arch", "9-4-2"), "takes 9 inputs"),
         (("--epochs", "none"), "--epochs"),
         (("--targeted", "1.5"), "from 0 to 1"),
@@ -78,3 +80,27 @@ def test_mistakes_are_said_in_one_line(
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_nothing_is_written_over_what_is_read(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = images.read_bytes()
+    kept = str(images.parent / "kept")
+    for more, said in (
+        (("--save", str(images)), "is the data as well"),
+        (("--save", kept, "--log", kept), "is the log as well"),
+        (("--log", str(images)), "is the data as well"),
+        (("--checkpoint", str(images)), "is the data as well"),
+        (("--save", str(images), "--test-data", str(images)), "is the data as well"),
+    ):
+        assert main(command(images, *more)) == 2
+        assert said in capsys.readouterr().err
+    assert images.read_bytes() == content
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder that not even root can write to")
+def test_a_folder_that_cannot_be_written_is_noticed_before_the_training(
+    images: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("milpver.train.fit.Training", lambda *_, **__: pytest.fail("trained"))
+    assert main(command(images, "--save", "/proc/net.onnx")) == 2
+    assert "--save /proc/net.onnx" in capsys.readouterr().err
