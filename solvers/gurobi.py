@@ -43,8 +43,8 @@ SMALLEST_ENTRY = 1e-13
 #: Gurobi takes numbers of this size for infinite.
 INFINITE = 1e20
 TRAITS = Traits("Gurobi", INFINITE, SMALLEST_ENTRY, takes_ctrl_c=True, squares=True)
-#: What the licence in the pip package allows, columns and rows each.
-FREE_SIZE = 2000
+#: What the licence in the pip package allows, columns and rows each; columns where there are squares.
+FREE_SIZE, FREE_SQUARES = 2000, 200
 
 #: Error numbers of Gurobi that are about the licence, not about the program.
 NO_LICENCE, SIZE_LIMIT = 10009, 10010
@@ -83,7 +83,8 @@ class Gurobi:
             "gurobipy",
             "gurobipy",
             "pip install gurobipy",
-            limits=f"{FREE_SIZE} columns and {FREE_SIZE} rows with the licence in the pip package",
+            limits=f"{FREE_SIZE} columns and {FREE_SIZE} rows ({FREE_SQUARES} columns for L2) "
+            "with the licence in the pip package",
         )
 
     def solve(
@@ -134,10 +135,13 @@ def _licence_error(error: Any, program: Program) -> SolverUnavailableError | Non
     if error.errno not in LICENCE_ERRORS:
         return None
     if error.errno == SIZE_LIMIT:
+        squares = program.squares is not None
+        end = f"{FREE_SQUARES} columns with squares" if squares else f"{FREE_SIZE} of each"
         return SolverUnavailableError(
             f"solver gurobi: a program of {program.columns} columns and {program.rows} rows",
-            needed=f"a licence for that size (the one in the pip package ends at {FREE_SIZE} of each)",
-            fix="install a full licence (https://www.gurobi.com/downloads), or choose --solver highs",
+            needed=f"a licence for that size (the one in the pip package ends at {end})",
+            fix="install a full licence (https://www.gurobi.com/downloads), or choose --solver "
+            + ("auto" if squares else "highs"),
         )
     return SolverUnavailableError(
         f"solver gurobi: {error}", needed="a valid licence", fix="renew it, or choose --solver highs"

@@ -48,6 +48,27 @@ def test_a_program_over_the_licence_is_one_clear_line(columns: int, rows: int) -
     assert "--solver highs" in message
 
 
+def squares(columns: int) -> Program:
+    return chain(columns, columns - 1).with_squares(np.arange(columns), np.ones(columns))
+
+
+def test_a_program_with_squares_just_within_the_licence_is_solved() -> None:
+    solution = SOLVER.solve(squares(200), Limits(seconds=30.0))
+    assert solution.stop is Stop.OPTIMAL
+    assert solution.upper == pytest.approx(200.0)
+
+
+def test_squares_need_a_licence_sooner() -> None:
+    try:
+        SOLVER.solve(squares(201), Limits(seconds=20.0))
+    except SolverUnavailableError as error:
+        message = str(error)
+    else:
+        pytest.skip("this machine has a full licence")
+    assert "200 columns with squares" in message
+    assert "--solver auto" in message
+
+
 def test_a_program_just_within_the_licence_is_solved() -> None:
     solution = SOLVER.solve(chain(2000, 1999), Limits(seconds=30.0))
     assert solution.stop is Stop.OPTIMAL
