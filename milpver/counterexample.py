@@ -6,7 +6,8 @@ original file, meet the formula as written without any tolerance, and which the 
 ``max_r (A_r y - b_r)``, rounded outward at every step, or a MILP solver's above its tolerance. Where the two
 disagree within rounding (a float32 run that violates what holds in exact arithmetic) it is ``unknown``.
 
-torch takes longer to load than small networks take to be attacked, so it is loaded after a first attack.
+torch takes longer to load than most properties of small networks take: a first attack, linear bounds of the
+whole box and the halving of boxes with few inputs go without it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property, partial
+from itertools import compress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,6 +33,9 @@ from milpver.linear import Conv, Float, Sparse
 from milpver.network import Network
 from milpver.property import Property, Region
 from milpver.query import NATIVE, Box, Budget, Options, parse_budget, removed_pairs
+from milpver.search._inputs import FEW_INPUTS, halve
+from milpver.search._plain import PlainCrown, supported
+from milpver.search.limits import SearchLimits
 from milpver.solver import Limits, Stop
 from milpver.verdict import SOLVER_TOLERANCE
 
@@ -56,6 +61,8 @@ _MANY, _TOGETHER = 8, 256
 _FEW_RELUS = 300
 #: Products that the attack in torch may cost: a few seconds on one core.
 _MOST_PRODUCTS = 1e10
+#: Products that bounds of the whole box in numpy may cost: a fraction of a second.
+_QUICK = 5e9
 #: Candidates that float32 refuses and whose neighbours are tried, in all.
 _RETRIES = 20
 #: Bytes that open nodes of a search may take where the user sets no limit.
@@ -239,6 +246,9 @@ class _Question:
         if len(self._cases) > _MANY:
             self._bounds_together()
         if self._attack_first() or self.stopped():
+            return
+        self._bound_first()
+        if all(self._proven(case).all() for case in self._cases):
             return
         if self._attack_again() or self.stopped():
             return
@@ -477,6 +487,18 @@ class _Question:
         """The original files in ONNX Runtime."""
         return JointReplay(self.joint, threads=self.options.threads, masked=bool(self.budget.groups))
 
+    def _bound_first(self) -> None:
+        """Linear bounds without torch, where the network is small."""
+        if self.budget.groups or not supported(self._graph) or _bound_products(self._graph) > _QUICK:
+            return
+        for case in self._cases:
+            if self.stopped():
+                return
+            region, goal = case.region, case.goal
+            plain = PlainCrown(self._graph, region.lower, region.upper, self.stopped)
+            found, _ = plain.rows(region.lower[None], region.upper[None], plain.low, plain.high, goal.rows)
+            self._take(case, found[0])
+
     def _prove(self, case: _Case, seconds: float, solver: Solver | None) -> None:
         """Work on one region: bounds, then a search or a solver."""
         end = time.perf_counter() + seconds
@@ -490,28 +512,52 @@ class _Question:
         self._solve(case, bounds, solver, end)
 
     def _search(self, case: _Case, end: float) -> None:
-        """The native search: bounds of the whole box first, then halves or phases."""
-        from milpver.search.box import BoxSearch, SearchLimits, torch_threads  # noqa: PLC0415  loads torch
+        """The native search: halves where the inputs are few, else bounds of the whole box, then phases."""
 
         def expired() -> Stop | None:
             if self._should_stop is not None and self._should_stop():
                 return Stop.INTERRUPTED
             return Stop.TIMEOUT if self._over(end) else None
 
+        limits = SearchLimits(0.0, True, self.options.memory or _MEMORY, expired)
+        few = np.count_nonzero(case.region.lower < case.region.upper) <= FEW_INPUTS
+        plain = few and not self.budget.groups and supported(self._graph)
+        lower, nodes = (self._halve if plain else self._branch)(case, limits)
+        self._nodes += nodes
+        if np.any(lower > case.best):
+            self._message = "the search's bound is refuted by a point: please report it"
+            return
+        case.lower = np.maximum(case.lower, lower)
+        self._engine = "bounds" if nodes <= 1 and self._witness is None else "search"
+
+    def _halve(self, case: _Case, limits: SearchLimits) -> tuple[Float, int]:
+        """Halve a region's box, without torch: lower bounds of the alternatives, and boxes bounded."""
+        region, waiting = case.region, ~self._proven(case)
+        pairs = [(each.rows, each.limits) for each in region.alternatives]
+        goal = Goal.of(region.lower, region.upper, list(compress(pairs, waiting)))
+
+        def offer(x: Float, removed: RemovedGates) -> Float:
+            return self._replayed(case, x, removed)[waiting]
+
+        plain = PlainCrown(self._graph, region.lower, region.upper, lambda: limits.expired() is not None)
+        found, nodes, _ = halve(plain, goal, offer, case.best[waiting], limits)
+        lower = case.lower.copy()
+        lower[waiting] = np.maximum(lower[waiting], found)
+        return lower, nodes
+
+    def _branch(self, case: _Case, limits: SearchLimits) -> tuple[Float, int]:
+        """Search a region's box in torch; as ``_halve``."""
+        from milpver.search._tensors import torch_threads  # noqa: PLC0415  loads torch
+        from milpver.search.box import BoxSearch  # noqa: PLC0415  loads torch
+
         region = case.region
         pairs = [(each.rows, each.limits) for each in region.alternatives]
         search = BoxSearch(
             self._tensors, self.budget, region.lower, region.upper, pairs, partial(self._replayed, case)
         )
-        memory = self.options.memory or _MEMORY
         with torch_threads(self.options.threads):
-            result = search.run(SearchLimits(gap=0.0, decide=True, memory=memory, expired=expired))
-        self._nodes += result.nodes
-        if np.any(result.lower > case.best):
-            self._message = "the search's bound is refuted by a point: please report it"
-            return
-        case.lower = np.maximum(case.lower, result.lower)
-        self._engine = "bounds" if result.nodes <= 1 and self._witness is None else "search"
+            result = search.run(limits)
+        return result.lower, result.nodes
 
     def _bounds_together(self) -> None:
         """Cheap bounds of many regions in batches: most boxes of a long list need no more."""
@@ -538,9 +584,7 @@ class _Question:
 
     def _take(self, case: _Case, lower: Float) -> None:
         """Take over proven lower bounds of a region's rows, float64 [rows]."""
-        goal = case.goal
-        rows = np.nextafter(lower - goal.limits, -np.inf)
-        found = np.maximum.reduceat(rows, np.searchsorted(goal.owner, np.arange(goal.alternatives)))
+        found = case.goal.below(lower[None])[0]
         if np.any(found > case.best):
             self._message = "a bound is refuted by a point: please report it"
         else:
@@ -669,6 +713,17 @@ def _convolutional(graph: Graph) -> bool:
         if isinstance(node, Affine)
         for _, linear in node.terms
     )
+
+
+def _bound_products(graph: Graph) -> int:
+    """Products that bounding every ReLU's input once takes at most: two rows each, back to the input."""
+    total = before = 0
+    for index, node in enumerate(graph.nodes):
+        if isinstance(node, Affine):
+            before += sum(linear.outputs * linear.row_terms for _, linear in node.terms)
+            if any(isinstance(graph.nodes[reader], Relu) for reader in graph.consumers[index]):
+                total += 2 * node.size * before
+    return total
 
 
 def _products(graph: Graph) -> int:

@@ -37,8 +37,9 @@ from milpver.query import NATIVE, Budget, Domain, Options, ball, check_inputs, f
 from milpver.replay import without
 from milpver.run import Clock, RunContext, status_of
 from milpver.search._region import fast_multiplier
-from milpver.search.bab import SearchLimits, torch_threads
+from milpver.search._tensors import torch_threads
 from milpver.search.distance import SLACK, search_distance
+from milpver.search.limits import SearchLimits
 from milpver.solver import Solution, Stop
 from milpver.verdict import SOLVER_TOLERANCE, Assurance, ClassBracket, Status, Verdict
 from milpver.witness import RejectedWitnessError, Witness, check_float32, evaluate

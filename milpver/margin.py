@@ -31,9 +31,11 @@ from milpver.network import Network
 from milpver.program import Program
 from milpver.query import Box, Budget, Domain, Options, ball, check_inputs, forced_pairs, removed_pairs
 from milpver.run import Clock, RunContext, status_of
-from milpver.search.bab import MaskSearch, SearchLimits, SearchResult, torch_threads
+from milpver.search._tensors import torch_threads
+from milpver.search.bab import MaskSearch
 from milpver.search.box import BoxSearch
 from milpver.search.chain import Chains, ChainSearch, chain_of, prefix_values, warm_up
+from milpver.search.limits import SearchLimits, SearchResult
 from milpver.solver import Stop
 from milpver.verdict import (
     SOLVER_TOLERANCE,

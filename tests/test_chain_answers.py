@@ -12,8 +12,8 @@ import pytest
 from milpver import margin
 from milpver.network import Network
 from milpver.query import Options, parse_budget
-from milpver.search.bab import SearchLimits, SearchResult
 from milpver.search.chain import ChainSearch
+from milpver.search.limits import SearchLimits, SearchResult
 from milpver.verdict import Status, Verdict
 from tests.nets import brute_force_margins, random_network
 

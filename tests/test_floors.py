@@ -98,6 +98,7 @@ SAME_FLOOR = {
     ("milpver.nearest", "milpver.encoder"),
     ("milpver.prune", "milpver.attack"),
     ("milpver.prune", "milpver.replay"),
+    ("milpver.search", "milpver.attack"),
     ("milpver.witness", "milpver.replay"),
     ("milpver.batch_answers", "milpver.run"),
     ("milpver.chain_answers", "milpver.batch_answers"),

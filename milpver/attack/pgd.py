@@ -78,8 +78,18 @@ class Goal:
 
     def values(self, outputs: Float) -> Float:
         """The value of each alternative, float64 [n, outputs] -> [n, alternatives]."""
+        return self._largest(self.excess(outputs))
+
+    def below(self, bounds: Float) -> Float:
+        """Lower bounds of the values from those of ``A y``, float64 [n, rows] -> [n, alternatives]."""
+        with np.errstate(invalid="ignore"):
+            excess = np.nextafter(bounds - self.limits, -np.inf)
+        return self._largest(np.where(np.isnan(excess), -np.inf, excess))
+
+    def _largest(self, excess: Float) -> Float:
+        """The largest of each alternative's rows, float64 [n, rows] -> [n, alternatives]."""
         first = np.searchsorted(self.owner, np.arange(self.alternatives))
-        found: Float = np.maximum.reduceat(self.excess(outputs), first, axis=1)
+        found: Float = np.maximum.reduceat(excess, first, axis=1)
         return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +11,7 @@ from numpy.typing import NDArray
 
 from milpver.linear import Float
 
-__all__ = ["Alternatives", "OfferInputs", "account", "alive", "corners"]
-
-#: Offers candidate inputs, float64 [n, inputs], with masks (Gate node -> bool [n, gates]; {}: none removed);
-#: returns the smallest value known of each alternative, float64 [alternatives], from replayed points.
-OfferInputs = Callable[[Float, Mapping[int, NDArray[np.bool_]]], Float]
+__all__ = ["Alternatives", "account", "alive", "corners"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -207,38 +207,6 @@ class FlatCrown:
         """Rows that go through the network together."""
         return max(32, self._passes.chunk // max(node.size for node in self._graph.nodes))
 
-    def rows(
-        self,
-        lower: torch.Tensor,
-        upper: torch.Tensor,
-        low: torch.Tensor,
-        high: torch.Tensor,
-        rows: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Bound rows over the output from below in every box.
-
-        Args:
-            lower, upper, low, high: as for ``refresh``.
-            rows: float64 [rows, outputs].
-
-        Returns:
-            Bounds, float64 [batch, rows], rounded outward, and the coefficients of the inputs in the linear
-            functions below that they are minima of, float64 [batch, rows, inputs].
-        """
-        spans = self._layout.spans.items()
-        lines = {source: _table(low[:, a:b], high[:, a:b]) for source, (a, b) in spans}
-        batch, count = len(low), len(rows)
-        owner = torch.arange(batch, device=low.device).repeat_interleave(count)
-        bounds: list[torch.Tensor] = []
-        slopes: list[torch.Tensor] = []
-        for start in range(0, len(owner), self._rows_at_once):
-            at = owner[start : start + self._rows_at_once]
-            which = torch.arange(start, start + len(at), device=low.device) % count
-            found, slope = self._backward(len(self._graph.nodes) - 1, rows[which], at, (lower, upper), lines)
-            bounds.append(found)
-            slopes.append(slope)
-        return torch.cat(bounds).view(batch, count), torch.cat(slopes).view(batch, count, -1)
-
     def functions(
         self,
         rows: torch.Tensor,
@@ -276,43 +244,6 @@ class FlatCrown:
         found, slope = self._backward(last, rows.flatten(0, 1), owner, None, lines, (taken, arrived))
         shape = (batch, count)
         return slope.view(*shape, -1), found.view(shape), arrived.view(*shape, -1)
-
-    def smear(self, low: torch.Tensor, high: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """How fast rows over the output may change with each input, for branching: not rounded outward.
-
-        The largest magnitude of the gradient over the box by interval arithmetic (smear, as in ReluVal, Wang
-        et al. 2018, section 4.2.3).
-
-        Args:
-            low, high: as for ``refresh``.
-            rows: one for each box, float64 [batch, outputs].
-
-        Returns:
-            float64 [batch, inputs].
-        """
-        pending: dict[int, tuple[torch.Tensor, torch.Tensor]] = {
-            len(self._graph.nodes) - 1: (rows, torch.zeros_like(rows))
-        }
-        while max(pending) > 0:
-            index = max(pending)
-            (c, r), node = pending.pop(index), self._graph.nodes[index]
-            sent: list[tuple[int, tuple[torch.Tensor, torch.Tensor]]] = []
-            if isinstance(node, Affine):
-                for (source, _), operator in zip(node.terms, self._tensors.operators[index], strict=True):
-                    sent.append((source, (operator.adjoint(c), operator.adjoint(r, operator.absolute))))
-            elif isinstance(node, Relu):
-                a, b = self._layout.spans[node.source]
-                active, dead = low[:, a:b] >= 0, high[:, a:b] <= 0
-                least = torch.where(active, c - r, (c - r).clamp(max=0.0)).masked_fill(dead, 0.0)
-                most = torch.where(active, c + r, (c + r).clamp(min=0.0)).masked_fill(dead, 0.0)
-                sent.append((node.source, ((least + most) / 2, (most - least) / 2)))
-            else:
-                sent.append((node.sources[0], (c, r)))
-            for source, (part, spread) in sent:
-                before = pending.get(source)
-                pending[source] = (part, spread) if before is None else (before[0] + part, before[1] + spread)
-        c, r = pending[0]
-        return c.abs() + r
 
     def _least(
         self, c: torch.Tensor, owner: torch.Tensor, box: tuple[torch.Tensor, torch.Tensor]

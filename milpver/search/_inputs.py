@@ -1,6 +1,6 @@
-"""Branch and bound by halving boxes, for networks with few inputs.
+"""Branch and bound by halving boxes, for networks with few inputs; in numpy alone.
 
-Each half is bounded anew, the bounds of unstable neurons included (``_flat``); what the parent knew is met
+Each half is bounded anew, the bounds of unstable neurons included (``_plain``); what the parent knew is met
 with it. The input to split is the one that may change the open alternative most (the largest gradient over
 the box times the box's width, smear): the slope of the linear bound, in its place, overlooks inputs that only
 loosen the relaxation, and needed up to a thousand times the boxes on ACAS Xu.
@@ -11,17 +11,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
-from milpver.linear import Float
-from milpver.search._alternatives import Alternatives, OfferInputs, account, alive, corners
-from milpver.search._flat import FlatCrown
-from milpver.search.bab import SearchLimits
-from milpver.search.frontier import Frontier, Nodes
+from milpver.attack.pgd import Goal
+from milpver.linear import Float, Int
+from milpver.search._plain import PlainCrown
+from milpver.search.frontier import ArrayNodes, Frontier
+from milpver.search.limits import OfferInputs, SearchLimits
 from milpver.solver import Stop
 
-__all__ = ["halve"]
+__all__ = ["FEW_INPUTS", "halve"]
 
+#: Inputs up to which boxes are halved.
+FEW_INPUTS = 12
 #: Boxes split together.
 _BATCH = 256
 #: Candidates replayed of a batch.
@@ -29,44 +31,39 @@ _CANDIDATES = 8
 
 
 @dataclass(slots=True, eq=False)
-class _Boxes(Nodes):
-    """Boxes, a structure of arrays.
+class _Boxes(ArrayNodes):
+    """Boxes, a structure of arrays; ``lower`` bounds each alternative.
 
     Attributes:
         from_, to: lower and upper limits, float64 [boxes, inputs].
         low, high: bounds of the pre-activations, float64 [boxes, neurons].
-        axis: the input to split, int64 [boxes].
+        axis: the input to split, int64 [boxes]; -1 where floats leave none.
     """
 
-    from_: torch.Tensor
-    to: torch.Tensor
-    low: torch.Tensor
-    high: torch.Tensor
-    axis: torch.Tensor
+    from_: Float
+    to: Float
+    low: Float
+    high: Float
+    axis: Int
 
 
 class _Halving:
     """The search; see ``halve``."""
 
     def __init__(
-        self,
-        flat: FlatCrown,
-        alternatives: Alternatives,
-        offer: OfferInputs,
-        best: Float,
-        limits: SearchLimits,
+        self, plain: PlainCrown, goal: Goal, offer: OfferInputs, best: Float, limits: SearchLimits
     ) -> None:
-        self.flat = flat
-        self.alternatives = alternatives
+        self.plain = plain
+        self.goal = goal
         self.offer = offer
         self.best = best
         self.limits = limits
         self.nodes = 0
-        self.closed: Float = np.full(alternatives.count, np.inf)
+        self.closed: Float = np.full(goal.alternatives, np.inf)
         self.frontier: Frontier[_Boxes] = Frontier(limits.memory)
 
-    def run(self, root: _Boxes) -> Stop:
-        self.sort(self.bounded(root))
+    def run(self) -> Stop:
+        self.sort(self.bounded(self.root()))
         while len(self.frontier):
             if self.limits.decide and self.best.min() <= 0:
                 return Stop.TARGET
@@ -75,16 +72,23 @@ class _Halving:
                 return expired
             parents = self.open(self.frontier.pop(_BATCH))
             if len(parents):
-                self.sort(self.bounded(self.halves(parents)))
+                halves = self.halves(parents)
+                halves.low, halves.high = self.plain.refresh(halves.from_, halves.to, halves.low, halves.high)
+                self.sort(self.bounded(halves))
         return Stop.TARGET if self.limits.decide and self.best.min() <= 0 else Stop.OPTIMAL
 
-    def alive(self, lower: torch.Tensor) -> torch.Tensor:
-        return alive(lower, float(self.best.min()), self.limits.gap, decide=self.limits.decide)
+    def root(self) -> _Boxes:
+        """The whole box, its pre-activations bounded."""
+        nothing: Float = np.full((1, self.goal.alternatives), -np.inf)
+        box = self.plain.lower[None], self.plain.upper[None]
+        return _Boxes(nothing, *box, self.plain.low, self.plain.high, np.full(1, -1))
 
     def open(self, boxes: _Boxes) -> _Boxes:
         """The boxes that still matter; the others are accounted for, and those too small to be split."""
-        open_ = self.alive(boxes.lower).any(dim=1) & (boxes.axis >= 0)
-        account(self.closed, boxes.lower[~open_])
+        limit = 0.0 if self.limits.decide else float(self.best.min()) - self.limits.gap
+        alive = boxes.lower <= limit if self.limits.decide else boxes.lower < limit
+        open_: NDArray[np.bool_] = alive.any(axis=1) & (boxes.axis >= 0)
+        self.closed = np.minimum(self.closed, boxes.lower[~open_].min(axis=0, initial=np.inf))
         return boxes.pick(open_)
 
     def sort(self, boxes: _Boxes) -> None:
@@ -92,61 +96,58 @@ class _Halving:
         if len(rest):
             self.frontier.push(rest)
 
-    def halves(self, boxes: _Boxes) -> _Boxes:
+    @staticmethod
+    def halves(boxes: _Boxes) -> _Boxes:
         """Both halves of every box; they share the middle."""
         count = len(boxes)
-        twice = boxes.pick(torch.arange(count, device=boxes.axis.device).repeat(2))
-        axis = boxes.axis.unsqueeze(1)
-        from_, to = boxes.from_.gather(1, axis), boxes.to.gather(1, axis)
-        middle = from_ + (to - from_) / 2
-        twice.to[:count] = twice.to[:count].scatter(1, axis, middle)
-        twice.from_[count:] = twice.from_[count:].scatter(1, axis, middle)
+        twice = boxes.pick(np.tile(np.arange(count), 2))
+        at = np.arange(count), boxes.axis
+        middle = boxes.from_[at] + (boxes.to[at] - boxes.from_[at]) / 2
+        twice.to[at] = middle
+        twice.from_[count + at[0], at[1]] = middle
         return twice
 
     def bounded(self, boxes: _Boxes) -> _Boxes:
-        """Bound boxes, offer the worst corners, and choose where to split."""
+        """Bound what is minimised, offer the worst corners, and choose where to split."""
         self.nodes += len(boxes)
-        boxes.low, boxes.high = self.flat.refresh(boxes.from_, boxes.to, boxes.low, boxes.high)
-        found, slopes = self.flat.rows(boxes.from_, boxes.to, boxes.low, boxes.high, self.alternatives.rows)
-        boxes.lower = torch.maximum(boxes.lower, self.alternatives.lower(found))
-        worst = boxes.lower.argmin(dim=1)
-        place = self.alternatives.place(found - self.alternatives.limits, worst)
-        slope = slopes[torch.arange(len(place), device=place.device), place]
-        least = boxes.lower.amin(dim=1).topk(min(_CANDIDATES, len(boxes)), largest=False).indices
-        points = corners(slope[least], boxes.from_[least], boxes.to[least])
-        self.best = np.minimum(self.best, self.offer(points.cpu().numpy(), {}))
-        boxes.axis = self.axes(boxes, self.flat.smear(boxes.low, boxes.high, self.alternatives.rows[place]))
+        goal, every = self.goal, np.arange(len(boxes))
+        found, slopes = self.plain.rows(boxes.from_, boxes.to, boxes.low, boxes.high, goal.rows)
+        boxes.lower = np.maximum(boxes.lower, goal.below(found))
+        worst = boxes.lower.argmin(axis=1)
+        own = goal.owner == worst[:, None]
+        place = np.where(own, found - goal.limits, -np.inf).argmax(axis=1)
+        least = np.argsort(boxes.lower.min(axis=1), kind="stable")[:_CANDIDATES]
+        points = _corners(slopes[every, place][least], boxes.from_[least], boxes.to[least])
+        self.best = np.minimum(self.best, self.offer(points, {}))
+        boxes.axis = _axes(boxes, self.plain.smear(boxes.low, boxes.high, goal.rows[place]))
         return boxes
 
-    @staticmethod
-    def axes(boxes: _Boxes, slope: torch.Tensor) -> torch.Tensor:
-        """The input to split, int64 [boxes]; -1 where floats leave none."""
-        width = boxes.to - boxes.from_
-        middle = boxes.from_ + width / 2
-        possible = (boxes.from_ < middle) & (middle < boxes.to)
-        score = (slope * width).masked_fill(~possible, -1.0)
-        most, axis = score.max(dim=1)
-        widest = width.masked_fill(~possible, -1.0).argmax(dim=1)
-        axis = torch.where(most > 0, axis, widest)
-        return torch.where(possible.any(dim=1), axis, torch.full_like(axis, -1))
+
+def _corners(slope: Float, lower: Float, upper: Float) -> Float:
+    """Where linear functions are smallest over boxes, the middle where they are flat; all [n, inputs]."""
+    middle = np.clip(lower + (upper - lower) / 2, lower, upper)
+    return np.where(slope > 0, lower, np.where(slope < 0, upper, middle))
+
+
+def _axes(boxes: _Boxes, slope: Float) -> Int:
+    """The input to split, int64 [boxes]; -1 where floats leave none."""
+    width = boxes.to - boxes.from_
+    middle = boxes.from_ + width / 2
+    possible = (boxes.from_ < middle) & (middle < boxes.to)
+    score = np.where(possible, slope * width, -1.0)
+    widest = np.where(possible, width, -1.0).argmax(axis=1)
+    axis = np.where(score.max(axis=1) > 0, score.argmax(axis=1), widest)
+    return np.where(possible.any(axis=1), axis, -1)
 
 
 def halve(
-    flat: FlatCrown,
-    alternatives: Alternatives,
-    box: tuple[torch.Tensor, torch.Tensor],
-    known: tuple[torch.Tensor, torch.Tensor],
-    offer: OfferInputs,
-    best: Float,
-    limits: SearchLimits,
+    plain: PlainCrown, goal: Goal, offer: OfferInputs, best: Float, limits: SearchLimits
 ) -> tuple[Float, int, Stop]:
     """Search a box by halving.
 
     Args:
-        flat: bounds boxes.
-        alternatives: what is minimised.
-        box: lower and upper limits, float64 [1, inputs].
-        known: bounds of the pre-activations over it, float64 [1, neurons].
+        plain: bounds boxes; its root is the box.
+        goal: what is minimised.
         offer: replays candidates.
         best: the smallest value known of each alternative, float64 [alternatives].
         limits: when to stop.
@@ -154,8 +155,6 @@ def halve(
     Returns:
         Lower bounds of each alternative, float64 [alternatives], boxes bounded, and why it stopped.
     """
-    search = _Halving(flat, alternatives, offer, best, limits)
-    lower = torch.full((1, alternatives.count), -torch.inf, dtype=torch.float64, device=box[0].device)
-    none = torch.full((1,), -1, dtype=torch.int64, device=box[0].device)
-    stop = search.run(_Boxes(lower, *box, *known, none))
-    return np.minimum(search.closed, search.frontier.smallest(alternatives.count)), search.nodes, stop
+    search = _Halving(plain, goal, offer, best, limits)
+    stop = search.run()
+    return np.minimum(search.closed, search.frontier.smallest(goal.alternatives)), search.nodes, stop

@@ -21,8 +21,9 @@ from milpver.graph import Affine, Gate, Graph, Node
 from milpver.linear import Float, diagonal
 from milpver.query import Budget
 from milpver.search._alternatives import Alternatives, account, alive
-from milpver.search.bab import SearchLimits, SearchResult
-from milpver.search.frontier import Frontier, Nodes
+from milpver.search._tensors import TensorNodes
+from milpver.search.frontier import Frontier
+from milpver.search.limits import SearchLimits, SearchResult
 from milpver.solver import Stop
 
 __all__ = ["MaskBranching", "masked"]
@@ -34,7 +35,7 @@ SearchMask = Callable[[dict[int, NDArray[np.bool_]]], SearchResult]
 
 
 @dataclass(slots=True, eq=False)
-class _Masks(Nodes):
+class _Masks(TensorNodes):
     """Sets of masks: gates removed and kept, bool [nodes, G], and the gate to branch on, int64 [nodes]."""
 
     gone: torch.Tensor

@@ -24,15 +24,16 @@ from milpver.bounds._workspace import Workspace
 from milpver.graph import Affine, Gate, Relu
 from milpver.linear import Conv, Float
 from milpver.query import Budget
-from milpver.search._alternatives import Alternatives, OfferInputs, account, alive
+from milpver.search._alternatives import Alternatives, account, alive
 from milpver.search._ascent import Ascent, Lines
 from milpver.search._compressed import SingleTensors
 from milpver.search._dense import DenseAscent
 from milpver.search._flat import FlatCrown, Layout
 from milpver.search._leaf import solve_leaf
 from milpver.search._region import Boxes, Regions
-from milpver.search.bab import SearchLimits
-from milpver.search.frontier import Frontier, Nodes
+from milpver.search._tensors import TensorNodes
+from milpver.search.frontier import Frontier
+from milpver.search.limits import OfferInputs, SearchLimits
 from milpver.solver import Stop
 
 __all__ = ["PhaseSearch", "Root", "SearchNodes"]
@@ -92,7 +93,7 @@ class Root:
 
 
 @dataclass(slots=True, eq=False)
-class SearchNodes(Nodes):
+class SearchNodes(TensorNodes):
     """Search nodes, a structure of arrays; U neurons are unstable at the root, R rows an alternative at most.
 
     Attributes:

@@ -25,10 +25,12 @@ from milpver.bounds._workspace import Fixed, SortedShares, Workspace, per_gate
 from milpver.graph import Affine, Gate, Relu
 from milpver.linear import Float
 from milpver.query import Budget
-from milpver.search.frontier import Frontier, Nodes, torch_threads
+from milpver.search._tensors import TensorNodes
+from milpver.search.frontier import Frontier
+from milpver.search.limits import SearchLimits, SearchResult
 from milpver.solver import Stop
 
-__all__ = ["MaskSearch", "SearchLimits", "SearchResult", "torch_threads"]
+__all__ = ["MaskSearch"]
 
 #: Parents branched together; their children are bounded together.
 _BATCH = 128
@@ -44,42 +46,8 @@ _PASSED_ON = 0.3
 Offer = Callable[[Mapping[int, NDArray[np.bool_]]], Float]
 
 
-@dataclass(frozen=True, slots=True)
-class SearchLimits:
-    """When to stop.
-
-    Attributes:
-        gap: a class is closed where its lower bound is within this of the smallest margin found.
-        decide: only the sign of the smallest margin matters.
-        memory: bytes that open nodes may take before the search goes depth first.
-        expired: asked once a batch; the reason to stop now, or None.
-    """
-
-    gap: float
-    decide: bool
-    memory: int
-    expired: Callable[[], Stop | None]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SearchResult:
-    """What the search proved.
-
-    Attributes:
-        lower: proven lower bound of each row's minimum, float64 [rows].
-        root: the same before branching; -inf where a first attack has decided the sign.
-        nodes: nodes bounded.
-        stop: OPTIMAL, TARGET (the sign is decided), or why the search ended before.
-    """
-
-    lower: Float
-    root: Float
-    nodes: int
-    stop: Stop
-
-
 @dataclass(slots=True, eq=False)
-class _Nodes(Nodes):
+class _Nodes(TensorNodes):
     """Search nodes, a structure of arrays [nodes, ...]; G gates in all, R rows.
 
     Attributes:

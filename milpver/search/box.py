@@ -11,33 +11,32 @@ Every lower bound is rounded outward, so what the search proves needs no solver'
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import compress
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from milpver.attack.pgd import Goal
 from milpver.bounds._crown import Multipliers, crown_bounds
 from milpver.bounds._tensors import TensorGraph
 from milpver.bounds._workspace import Workspace
 from milpver.graph import Max
 from milpver.linear import Float, Int
 from milpver.query import Budget
-from milpver.search._alternatives import Alternatives, OfferInputs, corners
+from milpver.search._alternatives import Alternatives, corners
 from milpver.search._collapsed import collapsed
 from milpver.search._compressed import compressed, without_max
 from milpver.search._descent import descend
-from milpver.search._flat import FlatCrown, Layout
-from milpver.search._inputs import halve
+from milpver.search._inputs import FEW_INPUTS, halve
 from milpver.search._masks import MaskBranching, masked
 from milpver.search._phases import PhaseSearch, Root
-from milpver.search.bab import SearchLimits, SearchResult
-from milpver.search.frontier import torch_threads
+from milpver.search._plain import PlainCrown
+from milpver.search.limits import OfferInputs, SearchLimits, SearchResult
 from milpver.solver import Stop
 
-__all__ = ["BoxSearch", "SearchLimits", "SearchResult", "root_steps", "torch_threads"]
+__all__ = ["BoxSearch", "root_steps"]
 
-#: Inputs up to which boxes are halved.
-_FEW_INPUTS = 12
 #: Starts of the first attack for each alternative, and its gradient steps.
 _STARTS, _STEPS = 2, 10
 #: The same for the attack on what bounds leave open.
@@ -89,7 +88,7 @@ class BoxSearch:
             return SearchResult(root, root.copy(), 0, Stop.TARGET)
         workspace, best, root = self._bounded(limits, 0, None)
         open_ = self._open(root, limits)
-        few = int((self._lower < self._upper).sum()) <= _FEW_INPUTS
+        few = int((self._lower < self._upper).sum()) <= FEW_INPUTS
         if not few and open_.any():
             self._attack(_MORE_STARTS, _MORE_STEPS, np.flatnonzero(open_))
             if limits.decide and self._best.min() <= 0:
@@ -166,16 +165,13 @@ class BoxSearch:
     ) -> tuple[Float, int, Stop]:
         """Halve boxes for the open alternatives: their lower bounds, the nodes, and why it stopped."""
         tensors, workspace, _ = compressed(self._tensors, workspace, best)
-        layout = Layout(tensors.graph)
-        return halve(
-            FlatCrown(tensors, workspace, layout),
-            self._alternatives.only(open_),
-            (self._lower, self._upper),
-            (layout.joined(workspace.lows), layout.joined(workspace.highs)),
-            self._offer_for(open_),
-            self._best[open_],
-            limits,
+        lower, upper = self._lower[0].cpu().numpy(), self._upper[0].cpu().numpy()
+        lows, highs = ([one[0].cpu().numpy() for one in part] for part in (workspace.lows, workspace.highs))
+        plain = PlainCrown(
+            tensors.graph, lower, upper, lambda: limits.expired() is not None, known=(lows, highs)
         )
+        goal = Goal.of(lower, upper, list(compress(self._given, open_)))
+        return halve(plain, goal, self._offer_for(open_), self._best[open_], limits)
 
     def _branch(
         self, workspace: Workspace, best: Multipliers, open_: NDArray[np.bool_], limits: SearchLimits

@@ -27,7 +27,8 @@ from milpver.bounds._workspace import Workspace
 from milpver.graph import Affine, Gate, Graph, Input, Node, Relu
 from milpver.linear import Dense, Float, LinearMap
 from milpver.query import Budget, BudgetGroup
-from milpver.search.bab import Offer, SearchLimits, SearchResult
+from milpver.search.bab import Offer
+from milpver.search.limits import SearchLimits, SearchResult
 from milpver.solver import Stop
 
 if TYPE_CHECKING:

@@ -40,8 +40,8 @@ from milpver.search._region import (
     reach_of,
     root_space,
 )
-from milpver.search.bab import SearchLimits, SearchResult
 from milpver.search.box import root_steps
+from milpver.search.limits import SearchLimits, SearchResult
 from milpver.solver import Stop
 
 __all__ = ["SLACK", "search_distance"]

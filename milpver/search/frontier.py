@@ -1,44 +1,88 @@
-"""Open nodes of a branch and bound in growing arrays, and torch's threads: what searches share."""
+"""Open nodes of a branch and bound in growing arrays: what searches share, in torch or in numpy alone."""
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
-import torch
 
 from milpver.linear import Float
 
-__all__ = ["Frontier", "Nodes", "torch_threads"]
+__all__ = ["ArrayNodes", "Frontier", "Nodes"]
+
+
+class Nodes(ABC):
+    """Search nodes, a structure of arrays: every field of a dataclass is an array or a tensor [nodes, ...].
+
+    One of the fields is ``lower``: bounds of what is minimised, float64 [nodes, rows].
+    """
+
+    __slots__ = ()
+
+    def pick(self, at: Any) -> Self:  # Any: what the fields are indexed by
+        """The nodes at some places, int64 [some] or bool [nodes]."""
+        return type(self)(*(part[at] for part in self.parts()))
+
+    def parts(self) -> list[Any]:  # Any: arrays or tensors, as the class has them
+        """The fields' arrays, in order."""
+        return [getattr(self, part.name) for part in fields(self)]  # type: ignore[arg-type]  # subclasses are dataclasses
+
+    def __len__(self) -> int:
+        return len(self.parts()[0])
+
+    @abstractmethod
+    def room(self, size: int) -> Self:
+        """Uninitialised arrays of the same kind for a number of nodes."""
+
+    @abstractmethod
+    def smallest(self) -> Float:
+        """The smallest bound of each row, float64 [rows]."""
+
+    @abstractmethod
+    def best(self) -> list[float]:
+        """The smallest bound of each node."""
+
+    @abstractmethod
+    def node_bytes(self) -> int:
+        """Bytes of one node."""
 
 
 @dataclass(slots=True, eq=False)
-class Nodes:
-    """Search nodes, a structure of arrays: every field of a subclass is a tensor [nodes, ...].
+class ArrayNodes(Nodes):
+    """Nodes in numpy arrays; see ``Nodes``."""
 
-    Attributes:
-        lower: bounds of what is minimised, float64 [nodes, rows].
-    """
+    lower: Float
 
-    lower: torch.Tensor
+    def room(self, size: int) -> Self:
+        """See ``Nodes``."""
+        return type(self)(*(np.empty((size, *part.shape[1:]), dtype=part.dtype) for part in self.parts()))
 
-    def pick(self, at: torch.Tensor) -> Self:
-        """The nodes at some places, int64 [some] or bool [nodes]."""
-        return type(self)(*(getattr(self, part.name)[at] for part in fields(self)))
+    def smallest(self) -> Float:
+        """See ``Nodes``."""
+        return np.asarray(self.lower.min(axis=0))
 
-    def __len__(self) -> int:
-        return len(self.lower)
+    def best(self) -> list[float]:
+        """See ``Nodes``."""
+        found: list[float] = self.lower.min(axis=1).tolist()
+        return found
+
+    def node_bytes(self) -> int:
+        """See ``Nodes``."""
+        return sum(part[:1].nbytes for part in self.parts())
 
 
 NodesT = TypeVar("NodesT", bound=Nodes)
 
 
 class Frontier(Generic[NodesT]):
-    """Open nodes in slots of growing arrays, popped best bound first, or newest first when they are many."""
+    """Open nodes in slots of growing arrays, popped best bound first, or newest first when they are many.
+
+    Args:
+        memory: bytes that open nodes may take before the newest are popped first.
+    """
 
     def __init__(self, memory: int) -> None:
         self._memory = memory
@@ -55,10 +99,10 @@ class Frontier(Generic[NodesT]):
         """Add nodes."""
         store = self._grown(nodes)
         slots = [self._free.pop() for _ in range(len(nodes))]
-        place = torch.tensor(slots, device=nodes.lower.device)
-        for part in fields(nodes):
-            getattr(store, part.name)[place] = getattr(nodes, part.name)
-        for slot, bound in zip(slots, nodes.lower.amin(dim=1).tolist(), strict=True):
+        place = np.array(slots, dtype=np.int64)
+        for held, new in zip(store.parts(), nodes.parts(), strict=True):
+            held[place] = new
+        for slot, bound in zip(slots, nodes.best(), strict=True):
             self._stamp += 1
             self._stamps[slot] = self._stamp
             heapq.heappush(self._heap, (bound, self._stamp, slot))
@@ -68,7 +112,7 @@ class Frontier(Generic[NodesT]):
         if self._store is None:
             raise IndexError("an empty frontier")
         slots: list[int] = []
-        if self._bytes() * len(self) > self._memory:
+        if self._store.node_bytes() * len(self) > self._memory:
             slots = list(self._stamps)[-count:]
             for slot in slots:
                 del self._stamps[slot]
@@ -78,46 +122,23 @@ class Frontier(Generic[NodesT]):
                 del self._stamps[slot]
                 slots.append(slot)
         self._free.extend(slots)
-        return self._store.pick(torch.tensor(slots, device=self._store.lower.device))
+        return self._store.pick(np.array(slots, dtype=np.int64))
 
     def smallest(self, rows: int) -> Float:
         """The smallest bound of each row over all open nodes, float64 [rows]; infinity for none."""
         if self._store is None or not self._stamps:
             return np.full(rows, np.inf)
-        slots = torch.tensor(list(self._stamps), device=self._store.lower.device)
-        found: Float = self._store.lower[slots].amin(dim=0).cpu().numpy()
-        return found
-
-    def _bytes(self) -> int:
-        """Bytes of one node."""
-        if self._store is None:
-            return 0
-        parts = [getattr(self._store, part.name) for part in fields(self._store)]
-        return sum(part.element_size() * part[0].numel() for part in parts)
+        return self._store.pick(np.array(list(self._stamps), dtype=np.int64)).smallest()
 
     def _grown(self, nodes: NodesT) -> NodesT:
         """The arrays, with room for more nodes."""
         if len(self._free) < len(nodes) or self._store is None:
             old = 0 if self._store is None else len(self._store)
             size = max(2 * old, old + len(nodes), 1024)
-            parts = []
-            for part in fields(nodes):
-                new = getattr(nodes, part.name)
-                grown = torch.empty((size, *new.shape[1:]), dtype=new.dtype, device=new.device)
-                if self._store is not None:
-                    grown[:old] = getattr(self._store, part.name)
-                parts.append(grown)
-            self._store = type(nodes)(*parts)
+            grown = nodes.room(size)
+            if self._store is not None:
+                for held, before in zip(grown.parts(), self._store.parts(), strict=True):
+                    held[:old] = before
+            self._store = grown
             self._free.extend(range(size - 1, old - 1, -1))
         return self._store
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Let torch use ``count`` threads inside, and what it used before after."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -23,8 +23,10 @@ from milpver.bounds._workspace import Fixed, SortedShares, Workspace
 from milpver.graph import Affine, Gate, Graph, Input, Node, Relu
 from milpver.linear import Dense, Float
 from milpver.query import Budget, BudgetGroup
-from milpver.search.bab import MaskSearch, SearchLimits, SearchResult, torch_threads
+from milpver.search._tensors import torch_threads
+from milpver.search.bab import MaskSearch
 from milpver.search.chain import Chains, chain_of, prefix_values
+from milpver.search.limits import SearchLimits, SearchResult
 from milpver.solver import Stop
 from tests.nets import exact_trace, group_masks, handmade, random_layers
 

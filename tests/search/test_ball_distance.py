@@ -17,8 +17,8 @@ from milpver.bounds._tensors import TensorGraph
 from milpver.network import Network
 from milpver.norm import lengths
 from milpver.query import ball
-from milpver.search.bab import SearchLimits, SearchResult
 from milpver.search.distance import search_distance
+from milpver.search.limits import SearchLimits, SearchResult
 from milpver.solver import Stop
 from milpver.verdict import Assurance, Status
 from tests.nets import network_of, pattern_distance, random_layers, small_conv

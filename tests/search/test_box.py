@@ -23,7 +23,9 @@ from milpver.linear import Conv, Dense, Float, Sparse, identity
 from milpver.query import Box, Budget, BudgetGroup
 from milpver.registry import load
 from milpver.search import box as box_module
-from milpver.search.box import BoxSearch, SearchLimits, SearchResult, torch_threads
+from milpver.search._tensors import torch_threads
+from milpver.search.box import BoxSearch
+from milpver.search.limits import SearchLimits, SearchResult
 from milpver.solver import Limits, Stop
 from tests.nets import group_masks, handmade, random_layers
 
@@ -203,7 +205,7 @@ def assert_decided(task: Task, truth: Float) -> None:
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways to search, whatever the number of inputs."""
     way = str(request.param)
-    monkeypatch.setattr(box_module, "_FEW_INPUTS", 100 if way == "halve" else 0)
+    monkeypatch.setattr(box_module, "FEW_INPUTS", 100 if way == "halve" else 0)
     return way
 
 
@@ -229,7 +231,7 @@ def test_a_milp_backend_agrees(seed: int) -> None:
     centre = rng.normal(size=5)
     task = Task(graph, centre - 0.5, centre + 0.5, margins(3, 1))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(box_module, "_FEW_INPUTS", 0)
+        patch.setattr(box_module, "FEW_INPUTS", 0)
         result = task.search()
     task.assert_sound(result, seed)
     space = Workspace(TensorGraph(graph, CPU), Budget())

@@ -12,8 +12,8 @@ import torch
 from milpver import boundary_distance
 from milpver.bounds._tensors import TensorGraph
 from milpver.query import ball
-from milpver.search.bab import SearchLimits
 from milpver.search.distance import search_distance
+from milpver.search.limits import SearchLimits
 from milpver.solver import Stop
 from milpver.verdict import Assurance, Status
 from tests.nets import network_of, pattern_distance, random_layers, small_conv

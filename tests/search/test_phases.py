@@ -21,7 +21,7 @@ from milpver.search._collapsed import _Collapse, collapsed
 from milpver.search._flat import FlatCrown, Layout, Passes
 from milpver.search._flat_kernel import CompiledPasses
 from milpver.search._phases import PhaseSearch, Root, SearchNodes
-from milpver.search.bab import SearchLimits
+from milpver.search.limits import SearchLimits
 from tests.nets import exact_trace
 
 CPU = torch.device("cpu")
