@@ -7,6 +7,7 @@ so that nothing below has to.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -40,8 +41,11 @@ __all__ = [
 #: Solver names that mean the native search where it applies, and the MILP backend they fall back on.
 NATIVE: Mapping[str, str] = MappingProxyType({"bab": "highs", "auto": "highs"})
 
+#: Exponents on which exact arithmetic would choke.
+_ENDLESS = re.compile("e[+-]?[0-9]{4,}", re.IGNORECASE)
+
 #: What budgets on channels need in Python; the command line sees to it.
-_CHANNELS = "; for channels of convolutions load the network with channels=True"
+_CHANNELS = "; in Python, channels of convolutions need milpver.load(path, channels=True)"
 
 #: Lower and upper limit of every input entry: two numbers, or two float64 arrays [inputs].
 Domain = tuple["float | Float", "float | Float"]
@@ -172,6 +176,12 @@ def parse_budget(
     layers = network.layers
     parts = entries.split(",") if isinstance(entries, str) else [str(part) for part in entries or ()]
     parts = [part.strip() for part in parts]
+    if parts == [""] and layers:
+        raise QueryError(
+            f"an empty budget, and {len(layers)} gateable layers",
+            needed="an entry for each",
+            fix=f"write --budget {','.join('0' for _ in layers)} where nothing may be removed",
+        )
     if entries is None or parts == [""]:
         parts = ["0"] * len(layers)
     named: dict[str, str] = {}
@@ -298,7 +308,7 @@ def _total(part: str, layers: Sequence[GateableLayer]) -> int:
     """Neurons that a total allows to remove."""
     width = sum(layer.width for layer in layers)
     everything = GateableLayer(0, "all fully connected layers", width, -1, (width,))
-    return _count(part, everything)
+    return _count(part, everything, f"total:{part}")
 
 
 def _named_entry(part: str, network: Network) -> tuple[str, str]:
@@ -318,28 +328,32 @@ def _named_entry(part: str, network: Network) -> tuple[str, str]:
     )
 
 
-def _count(part: str, layer: GateableLayer) -> int:
-    """Neurons that an entry allows to remove from a layer."""
+def _count(part: str, layer: GateableLayer, total: str = "") -> int:
+    """Neurons that an entry allows to remove from a layer, or from all; ``total`` is the entry then."""
     try:
         if part in ("", "-"):
             count = 0
         elif part.endswith("%"):
-            share = Fraction(part[:-1]) * layer.width / 100
+            if _ENDLESS.search(part):
+                raise ValueError(part)
+            share = min(Fraction(part[:-1]) / 100, Fraction(1)) * layer.width
             count = math.floor(share + Fraction(1, 2)) if share >= 0 else -1
         else:
             count = int(part)
     except (ValueError, ZeroDivisionError):
         raise QueryError(
-            f"budget entry {part!r} for layer {layer.label}",
+            f"budget entry {total or part!r}" + f" for layer {layer.label}" * (not total),
             needed="a whole number, a percentage such as 10%, or - for none",
             fix="correct the entry",
         ) from None
     if not 0 <= count < layer.width:
+        whose = f"{total} over {layer.name}" if total else f"{part} of layer {layer.label} ({layer.name})"
         raise QueryError(
-            f"budget {part} of layer {layer.label} ({layer.name}) is "
+            f"budget {whose} is "
             + (f"{count} of its {layer.width} {layer.gates}" if count >= 0 else "negative"),
-            needed=f"0 to {layer.width - 1}: a layer cannot be removed whole",
-            fix="give a smaller budget for this layer",
+            needed=f"0 to {layer.width - 1}: "
+            + ("one has to stay" if total else "a layer cannot be removed whole"),
+            fix="give a smaller budget",
         )
     return count
 
@@ -552,8 +566,7 @@ class Options:
         device: "auto", "cpu" or "cuda", where bounds are computed.
         decide: margin only: stop as soon as the sign is proven.
         pre_screen: margin only, with ``decide``, for points: "deviation" has inputs answered by deviation
-        bounds
-            where these suffice, before anything else is tried; "none".
+            bounds where these suffice, before anything else is tried; "none".
         solver_options: the solver's own parameters.
         solver_log: folder for the solver's logs, one file a solve; None for none.
         cross_check: solvers that solve every program in place of ``solver`` and have to agree; () for none.

@@ -164,7 +164,7 @@ def export_query(
         "schema_version": _SCHEMA,
         "milpver": __version__,
         "program_sha256": _sha256(path),
-        "model": str(network.path),
+        "model": str(network.path.resolve()),
         "model_sha256": network.sha256,
         "mean": None if mean is None else list(mean),
         "std": None if std is None else list(std),
@@ -334,6 +334,12 @@ def _domain(limits: Sequence[Any]) -> Domain:
 def _network(meaning: dict[str, Any], model: Path | None) -> Network:
     """The network of an export, checked to be the same file."""
     path = Path(meaning["model"]) if model is None else model
+    if model is None and not path.is_file():
+        raise DataError(
+            f"the network {path}, of which this program was exported, is not there",
+            needed="the same file",
+            fix="name it with --model",
+        )
     network = load_network(path, channels=bool(meaning.get("channels")))
     if network.sha256 != meaning["model_sha256"]:
         raise DataError(

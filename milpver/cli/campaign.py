@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
+from shlex import quote
 from string import Template
 from typing import Any
 
@@ -88,7 +89,8 @@ def _init(arguments: Namespace) -> int:
             fix="name another file",
         ) from error
     sys.stdout.write(
-        f"{', '.join(str(each) for each, _ in wanted)} written; run it: milpver campaign run {path}\n"
+        f"{', '.join(str(each) for each, _ in wanted)} written; "
+        f"run it: milpver campaign run {quote(str(path))}\n"
     )
     return 0
 
@@ -155,9 +157,9 @@ def _closing(outcome: Outcome, spec: str) -> Iterator[str]:
     if outcome.crashes:
         yield f"workers that died: {outcome.crashes}; what they worked on was asked again"
     if outcome.left:
-        yield f"the same command goes on: milpver campaign run {spec}"
+        yield f"the same command goes on: milpver campaign run {quote(str(spec))}"
     else:
-        yield f"next: milpver campaign report {spec}"
+        yield f"next: milpver campaign report {quote(str(spec))}"
 
 
 # --------------------------------------------------------------------------------------------- status
@@ -218,8 +220,8 @@ def _state(overview: Overview, spec: str) -> Iterator[str]:
     )
     unfinished = sum(each.open for each in overview.cells)
     if unfinished:
-        again = f"milpver campaign run {spec} --retry timeout,error"
-        yield f"{unfinished} of them ended by a limit or an error: {again}"
+        again = f"milpver campaign run {quote(str(spec))} --retry timeout,error --timeout S"
+        yield f"{unfinished} of them ended by a limit or an error; with S seconds each: {again}"
     if overview.last is not None:
         yield f"last answer: {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(overview.last))}"
     for owner, claimed in overview.owners:
@@ -227,7 +229,7 @@ def _state(overview: Overview, spec: str) -> Iterator[str]:
     if overview.owners and overview.left_seconds is not None:
         yield f"{overview.rate:.3g} answers a second; about {_duration(overview.left_seconds)} left"
     if not overview.owners and done < planned:
-        yield f"nothing runs; go on: milpver campaign resume {spec}"
+        yield f"nothing runs; go on: milpver campaign resume {quote(str(spec))}"
 
 
 def _plain(overview: Overview) -> dict[str, Any]:

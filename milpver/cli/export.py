@@ -26,7 +26,9 @@ def run(arguments: Namespace) -> int:
     query = read_query(arguments)
     if len(query.indices) != 1:
         raise QueryError(
-            f"--index {arguments.index} names {len(query.indices)} inputs",
+            f"no --index, and {len(query.indices)} inputs"
+            if arguments.index is None
+            else f"--index {arguments.index} names {len(query.indices)} inputs",
             needed="one input a program",
             fix="write e.g. --index 0",
         )

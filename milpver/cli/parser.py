@@ -123,6 +123,7 @@ examples:
 
 SUPPORTS_EXAMPLES = """\
 example:
+  milpver supports                        # everything
   milpver supports --vnnlib-versions"""
 
 ATTACK_EXAMPLES = """\

@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 
-from milpver.errors import QueryError
-
 __all__ = ["run"]
 
 #: Answers that do not depend on what is installed, line by line.
@@ -33,16 +31,15 @@ _FIXED = {
 
 
 def run(arguments: Namespace) -> int:
-    """Print the answers to the capabilities asked for."""
+    """Print the answers to the capabilities asked for; all of them, under their names, where none is."""
     asked = [
         name for name, value in vars(arguments).items() if value is True and (name in _FIXED or name in _OWN)
     ]
-    if not asked:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in (*_OWN, *_FIXED))
-        raise QueryError("no capability", needed=f"one of {names}", fix="milpver supports --vnnlib-versions")
-    for name in asked:
+    for name in asked or (*_OWN, *_FIXED):
         lines = _OWN[name]() if name in _OWN else _FIXED[name]
-        sys.stdout.write("".join(f"{line}\n" for line in lines))
+        if not asked:
+            sys.stdout.write(f"{name.replace('_', '-')}:\n")
+        sys.stdout.write("".join(f"{line}\n" if asked else f"  {line}\n" for line in lines))
     return 0
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,6 +47,22 @@ def test_export_and_import(cli: Cli, tiny: Tiny, tmp_path: Path, suffix: str, ex
     )
 
 
+def test_the_network_is_found_from_another_folder(
+    cli: Cli, refused: Callable[..., str], tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    shutil.copy(tiny.model, "net.onnx")
+    assert cli("export", "net.onnx", "--data", tiny.data, "q.mps", "--index", 0, "--budget", "2,1").code == 0
+    solved(Path("q.mps"), Path("q.sol"))
+    monkeypatch.chdir(tmp_path)
+    files = ("here/q.mps", "here/q.sol")
+    assert cli("import-solution", *files).code == 0
+    Path("here/net.onnx").rename("moved.onnx")
+    assert "name it with --model" in refused("import-solution", *files)
+    assert cli("import-solution", *files, "--model", "moved.onnx").code == 0
+
+
 def test_what_does_not_check_ends_with_2(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
     path, out = tmp_path / "q.mps", tmp_path / "q.sol"
     assert cli("export", *tiny.common, path, "--index", 0, "--budget", "2,1").code == 0
@@ -63,6 +80,7 @@ def test_what_does_not_check_ends_with_2(cli: Cli, tiny: Tiny, tmp_path: Path) -
     [
         (("q.txt", "--index", "0"), "needed: .mps or .lp"),
         (("q.mps", "--index", "0:2"), "one input a program"),
+        (("q.mps",), "no --index, and 7 inputs"),
         (("q.mps", "--index", "0", "--target", "9"), "--target 9"),
         (("q.mps", "--index", "0", "--radius", "-1"), "--radius -1"),
         (("missing/q.mps", "--index", "0"), "No such file"),
