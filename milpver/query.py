@@ -342,7 +342,7 @@ def _count(part: str, layer: GateableLayer, total: str = "") -> int:
             count = int(part)
     except (ValueError, ZeroDivisionError):
         raise QueryError(
-            f"budget entry {total or part!r}" + f" for layer {layer.label}" * (not total),
+            f"budget entry {part!r} for " + ("the total" if total else f"layer {layer.label}"),
             needed="a whole number, a percentage such as 10%, or - for none",
             fix="correct the entry",
         ) from None

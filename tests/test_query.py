@@ -96,7 +96,7 @@ def _widths(*widths: int) -> Network:
         ("1e999999999%,0,0", "'1e999999999%' for layer 1"),
         ("total:99", "total:99 over all fully connected layers is 99 of its [0-9]+ neurons.*one has to stay"),
         ("total:-1", "total:-1 over all fully connected layers is negative"),
-        ("total:x", "budget entry 'total:x'; needed"),
+        ("total:x", "budget entry 'x' for the total; needed"),
         ("1e99%,0,0", "1e99% of layer 1 .* is 5 of its 5"),
         ("5,0,0", "5 of its 5 neurons.*0 to 4"),
         ("100%,0,0", "5 of its 5"),
