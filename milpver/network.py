@@ -150,9 +150,13 @@ class Network:
                     fix="give one number, or one a channel, separated by commas",
                 )
             spread.append(np.broadcast_to(row, shape or (1,)).reshape(-1))
-        if not np.all(np.isfinite(spread[0])) or not np.all(np.isfinite(spread[1]) & (spread[1] > 0)):
+        # NaN fails each comparison. Beyond these sizes float32, in which networks run, overflows or rounds to 0.
+        small, large = 1e-30, 1e30
+        if not (np.all(np.abs(spread[0]) <= large) and np.all((small <= spread[1]) & (spread[1] <= large))):
             raise QueryError(
-                f"--mean {mean} --std {std}", needed="finite numbers, std > 0", fix="correct the numbers"
+                f"--mean {','.join(f'{each:g}' for each in mean)} --std {','.join(f'{each:g}' for each in std)}",
+                needed=f"finite means up to {large:g} in size, and std > 0, from {small:g} to {large:g}",
+                fix="correct the numbers",
             )
         mean_row, std_row = spread
         layers = tuple(replace(layer, node=layer.node + 1) for layer in self.layers)

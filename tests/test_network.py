@@ -63,6 +63,8 @@ def test_normalisation_finds_channels_that_stand_last(shared_data: Path) -> None
         ((0.5,), (-1.0,), "std > 0"),
         ((np.nan,), (1.0,), "finite"),
         ((0.5,), (np.inf,), "finite"),
+        ((0.5,), (1e-320,), "--std 1e-320.*from 1e-30 to 1e.30"),  # 1 / std would be infinite
+        ((1e39,), (1.0,), "--mean 1e.39.*up to 1e.30 in size"),  # float32 would be
     ],
 )
 def test_normalisation_that_makes_no_sense_is_refused(
