@@ -150,11 +150,11 @@ class Network:
                     fix="give one number, or one a channel, separated by commas",
                 )
             spread.append(np.broadcast_to(row, shape or (1,)).reshape(-1))
-        # NaN fails each comparison. Beyond these sizes float32, in which networks run, overflows or rounds to 0.
+        # NaN fails each comparison. Beyond these sizes float32, in which networks run, overflows.
         small, large = 1e-30, 1e30
         if not (np.all(np.abs(spread[0]) <= large) and np.all((small <= spread[1]) & (spread[1] <= large))):
             raise QueryError(
-                f"--mean {','.join(f'{each:g}' for each in mean)} --std {','.join(f'{each:g}' for each in std)}",
+                f"--mean {','.join(map(str, mean))} --std {','.join(map(str, std))}",
                 needed=f"finite means up to {large:g} in size, and std > 0, from {small:g} to {large:g}",
                 fix="correct the numbers",
             )

@@ -41,7 +41,7 @@ TEMPLATE = """\
 
 [campaign]
 name = "quickstart"
-# store = "quickstart.sqlite"   # where results go; beside this file, under its name, unless said otherwise
+# store = "results.sqlite"      # where results go; beside this file, named as it is, unless said otherwise
 workers = 2                     # processes on this machine
 threads = 1                     # solver threads of each worker
 memory = "4G"                   # bytes each worker may take beyond what it needs to start, or "none"
@@ -221,7 +221,7 @@ def read_spec(path: Path) -> Spec:
         QueryError: it cannot be read.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
         raise QueryError(

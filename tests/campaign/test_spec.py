@@ -210,9 +210,10 @@ def test_mistakes_of_single_values(tmp_path: Path, text: str, line: int, words: 
     assert any(words in each for each in found[line]), found
 
 
-def test_missing_tables_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_missing_tables_are_named(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "c.toml"
-    path.write_text("[campaign]\n", encoding="utf-8")
+    path.write_text("[campaign]\n", encoding=encoding)
     assert sorted(each for found in complaints(path).values() for each in found) == [
         "there is no [[data]]",
         "there is no [[network]]",
