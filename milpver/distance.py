@@ -780,7 +780,9 @@ class _Search:
 
         Where there is none yet, the radius doubles. One that is met is replayed and becomes the upper end.
         """
-        while left := self.open_targets():
+        if self.reach == 0:  # a domain of one input has no radius to halve
+            self.minimise()
+        while (left := self.open_targets()) and not self.stopped():
             low = min(float(self.lower[k]) for k in left)
             middle = (low + self.best) / 2 if math.isfinite(self.best) else self.ball_radius(left[0])
             if middle > _WIDEST and not math.isfinite(self.best):

@@ -344,12 +344,15 @@ def test_an_adversarial_input_on_the_last_float_of_the_domain(tmp_path: Path, me
         assert verdict.upper == pytest.approx(edge - x, rel=1e-9)
 
 
-def test_a_domain_of_one_point(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("solver", ["highs", "bab"])
+def test_a_domain_of_one_point(tmp_path: Path, method: str, solver: str) -> None:
     network = line(tmp_path, 1.0, 0.7)
-    verdict = ask(network, [0.5], 0, domain=(0.5, 0.5))
+    verdict = ask(network, [0.5], 0, domain=(0.5, 0.5), method=method, solver=solver, timeout=5.0)
     assert verdict.status is Status.INFEASIBLE
     almost = line(tmp_path, 1.0, float(np.nextafter(np.float32(0.5), np.float32(1))))
-    assert ask(almost, [0.5], 0, domain=(0.5, 0.5)).status is Status.INFEASIBLE
+    verdict = ask(almost, [0.5], 0, domain=(0.5, 0.5), method=method, solver=solver, timeout=5.0)
+    assert verdict.status is Status.INFEASIBLE
 
 
 def test_misclassified_inputs_have_no_distance(tmp_path: Path) -> None:
