@@ -548,9 +548,10 @@ class _Search:
         return radius if radius < self.reach else self.reach * (1 + 1e-6) + 4 * self.options.gap
 
     def fail_endless(self, radius: float) -> None:
-        """Note that nothing ends the search."""
+        """Note that nothing ends the search, unless it is about what a wrong answer has left."""
         self.status = Status.ERROR
-        self.message = f"no adversarial input within {radius:g}, and no domain that ends the search"
+        endless = f"no adversarial input within {radius:g}, and no domain that ends the search"
+        self.message = self.message or endless
 
     def search_once(self, radius: float, spare: float) -> Stop:
         """One search of a ball, that of the incumbent or one without, until the clock says ``spare``.

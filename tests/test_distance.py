@@ -511,3 +511,21 @@ def test_a_wrong_solver_gives_no_distance(
     assert verdict.status is Status.ERROR
     assert verdict.message
     assert verdict.lower is None or verdict.lower <= honest.upper + CLOSE
+
+
+def test_what_a_solver_left_open_is_not_said_to_be_out_of_reach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bounds prove the second class's distance for ever; of the first, relu(x) - relu(x), nothing is known."""
+    weights = [np.ones((2, 1)), np.array([[0.0, 0.0], [1.0, -1.0], [0.0, 0.0]])]
+    network = network_of(tmp_path / "n.onnx", weights, [np.zeros(2), np.array([1.0, 0.0, 0.0])])
+    load = registry.load
+    liar = Liar(LIES["error"])
+    monkeypatch.setattr(
+        registry, "load", lambda kind, name, **more: liar if name == "liar" else load(kind, name, **more)
+    )
+    verdict = ask(network, [0.5], 0, solver="liar", bounds="interval")
+    assert verdict.status is Status.ERROR
+    assert verdict.message == "out of luck"
+    assert verdict.lower is not None
+    assert verdict.lower < 10
