@@ -516,7 +516,7 @@ def test_a_wrong_solver_gives_no_distance(
 def test_what_a_solver_left_open_is_not_said_to_be_out_of_reach(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bounds prove the second class's distance for ever; of the first, relu(x) - relu(x), nothing is known."""
+    """Bounds prove that of the last class for ever; of class 1, relu(x) - relu(x), nothing is known."""
     weights = [np.ones((2, 1)), np.array([[0.0, 0.0], [1.0, -1.0], [0.0, 0.0]])]
     network = network_of(tmp_path / "n.onnx", weights, [np.zeros(2), np.array([1.0, 0.0, 0.0])])
     load = registry.load
