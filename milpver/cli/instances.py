@@ -26,7 +26,7 @@ from typing import IO, Any, TextIO
 
 from milpver.campaign.frames import ended_how, own_streams, receive, send
 from milpver.cli.interrupts import Interrupts
-from milpver.cli.values import apart, number
+from milpver.cli.values import apart, made_folder, number
 from milpver.cli.verify import GRACE, Files, Masks, answered, counterexample, masks_of, named
 from milpver.errors import MilpverError, QueryError, RecordError
 from milpver.query import Options
@@ -82,7 +82,11 @@ def run_batch(arguments: Namespace, options: Options) -> int:
     apart("--results", results, {"the list of instances": source})
     masks = _masks(arguments)
     instances = _instances(source)
-    folder = None if arguments.counterexamples is None else _folder(arguments.counterexamples)
+    folder = (
+        None
+        if arguments.counterexamples is None
+        else made_folder("--counterexamples", arguments.counterexamples)
+    )
     with _opened(results) as stream:
         return _batch(arguments, options, instances, stream, masks, folder)
 
@@ -382,20 +386,6 @@ def _opened(path: Path) -> Iterator[TextIO]:
         finally:
             stream.flush()
             unlock(stream.fileno())
-
-
-def _folder(text: str) -> Path:
-    """The folder for counterexamples, made where there is none."""
-    folder = Path(text)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RecordError(
-            f"--counterexamples {folder}: {error.strerror or error}",
-            needed="a folder that can be written, or a name for one",
-            fix="name another folder with --counterexamples",
-        ) from error
-    return folder
 
 
 if __name__ == "__main__":

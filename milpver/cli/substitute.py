@@ -20,7 +20,7 @@ from milpver.cli.interrupts import Interrupts
 from milpver.cli.progress import progress
 from milpver.cli.question import Query, Record, read_query
 from milpver.cli.table import Column, print_table, rounded
-from milpver.cli.values import names
+from milpver.cli.values import made_folder, names
 from milpver.distance import distances
 from milpver.errors import MilpverError, QueryError
 from milpver.registry import near
@@ -70,9 +70,7 @@ def run(arguments: Namespace) -> int:
         )
     ratios = tuple(_ratio(text) for text in arguments.ratio.split(","))
     query = read_query(arguments)
-    models = None if arguments.save_models is None else Path(arguments.save_models)
-    if models is not None:
-        models.mkdir(parents=True, exist_ok=True)
+    models = None if arguments.save_models is None else made_folder("--save-models", arguments.save_models)
     asked = _Asked(query, kinds, ratios, arguments.exact_delta, models)
     identity = query.identity(
         "substitute", {"kinds": list(kinds), "ratios": list(ratios), "exact_delta": asked.exact_delta}

@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from milpver.errors import QueryError
+from milpver.errors import QueryError, RecordError
 
-__all__ = ["apart", "memory_size", "names", "number", "solver_options", "whole"]
+__all__ = ["apart", "made_folder", "memory_size", "names", "number", "solver_options", "whole"]
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([KMGT]?)(?:I?B)?", re.ASCII | re.IGNORECASE)
@@ -75,6 +75,24 @@ def apart(option: str, target: str | Path | None, others: Mapping[str, str | Pat
                 needed="a file of its own: that one would be overwritten",
                 fix=f"name another file with {option}",
             )
+
+
+def made_folder(option: str, text: str) -> Path:
+    """The folder that a flag names, made where there is none.
+
+    Raises:
+        RecordError: it cannot be made.
+    """
+    folder = Path(text)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecordError(
+            f"{option} {folder}: {error.strerror or error}",
+            needed="a folder that can be written, or a name for one",
+            fix=f"name another folder with {option}",
+        ) from error
+    return folder
 
 
 def memory_size(text: str) -> int:

@@ -33,3 +33,4 @@ def test_table_records_and_models(cli: Any, tiny: Any, tmp_path: Path) -> None:
 def test_mistakes(refused: Any, tiny: Any) -> None:
     assert "--kind other" in refused("substitute", *tiny.common, "--kind", "other")
     assert "--ratio 2" in refused("substitute", *tiny.common, "--ratio", "2")
+    assert "--save-models" in refused("substitute", *tiny.common, "--save-models", tiny.data)
