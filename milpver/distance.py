@@ -82,6 +82,7 @@ _INSIDE = 1e-7
 #: Absolute gap of margins of which the sign alone counts, as fine as solvers are; ``Options.gap`` is one of
 #: distances.
 _SIGN_GAP = 1e-7
+_SHORT = "the search finished, but its bound and the replayed adversarial input do not meet within the gap"
 _UNMET = "the solver finished, but its bound and the replayed adversarial input do not meet"
 
 
@@ -534,7 +535,10 @@ class _Search:
                 more = self.least > before  # where a larger ball would be the same
             if not more or not self.open_targets():
                 late = spare == 0.0 and stop is Stop.TIMEOUT
-                return late or not handed or not self.open_targets()
+                ended = late or not handed or not self.open_targets()
+                if ended and not late and self.open_targets() and math.isfinite(self.best):
+                    self.message = _SHORT  # or else it would be a timeout before its time, without a word
+                return ended
 
     @property
     def least(self) -> float:
