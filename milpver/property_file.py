@@ -22,12 +22,16 @@ _GZIP = b"\x1f\x8b"
 _LARGEST = 1 << 30
 
 
-def load_property(path: Path) -> Property:
+def load_property(path: str | Path) -> Property:
     """Read a property.
+
+    Args:
+        path: a file in VNN-LIB, which gzip may have packed.
 
     Raises:
         DataError: the file is missing, empty, damaged or cut, or its property is malformed.
     """
+    path = Path(path)
     text = read_text(path)
     for name in registry.names("properties"):
         known: PropertyFormat = registry.load("properties", name)

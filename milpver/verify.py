@@ -290,8 +290,17 @@ def pruning_distance(
 
 def _batch(network: Network, x: ArrayLike, label: int | Labels) -> tuple[NDArray[np.float32], list[int]]:
     """Inputs as float32 [n, inputs] and labels as a list."""
-    labels = [int(each) for each in np.atleast_1d(np.asarray(label))]
+    given = np.atleast_1d(np.asarray(label))
+    labels = [int(each) for each in given]
+    if wrong := [each for each, whole in zip(given, labels, strict=True) if each != whole]:
+        raise QueryError(f"the label {wrong[0]!r}", needed="a class, a whole number", fix="pass the class")
     values = np.asarray(x, dtype=np.float32)
+    if len(labels) > 1 and values.shape[:1] != (len(labels),):  # transposed, for one
+        raise QueryError(
+            f"{len(labels)} labels and an array of shape {values.shape}",
+            needed="the inputs along the first axis, one label each",
+            fix="transpose or stack the inputs",
+        )
     if values.size != len(labels) * network.graph.inputs:
         raise QueryError(
             f"{len(labels)} labels and an array of shape {values.shape}",

@@ -19,7 +19,7 @@ TEXT = (
 def test_plain_and_packed_files_say_the_same(tmp_path: Path) -> None:
     (tmp_path / "a.vnnlib").write_text(TEXT)
     (tmp_path / "a.vnnlib.gz").write_bytes(gzip.compress(TEXT.encode()))
-    plain, packed = (load_property(tmp_path / name) for name in ("a.vnnlib", "a.vnnlib.gz"))
+    plain, packed = (load_property(path) for path in (str(tmp_path / "a.vnnlib"), tmp_path / "a.vnnlib.gz"))
     assert plain.formula == packed.formula
     assert (plain.inputs, plain.outputs, plain.version) == (1, 1, "1.0")
 

@@ -12,7 +12,7 @@ import milpver
 from milpver.errors import QueryError
 from milpver.network import Network
 from milpver.verdict import Status, Verdict
-from milpver.verify import boundary_distance, worst_margin
+from milpver.verify import boundary_distance, pruning_distance, worst_margin
 from tests.nets import brute_force_margins, random_network
 
 
@@ -68,6 +68,15 @@ def test_the_wrong_size_is_an_error(network: Network, shape: tuple[int, ...]) ->
     for ask in (worst_margin, boundary_distance):
         with pytest.raises(QueryError, match=r"1 labels and an array.*4 entries"):
             ask(network, np.zeros(shape), 0)
+
+
+def test_inputs_and_labels_that_do_not_pair_up_are_an_error(network: Network) -> None:
+    """A transposed batch has the right size, and would be read across inputs."""
+    for ask in (worst_margin, boundary_distance, pruning_distance):
+        with pytest.raises(QueryError, match="along the first axis"):
+            ask(network, np.zeros((4, 2)), [0, 0])
+        with pytest.raises(QueryError, match=r"the label .*0\.5"):
+            ask(network, X, 0.5)  # type: ignore[call-overload]  # what is refused
 
 
 def test_options_reach_the_run(network: Network) -> None:
