@@ -549,7 +549,7 @@ class _Search:
         """Of a ball without an incumbent: a little beyond the domain where that is what is left."""
         k = min(self.open_targets(), key=lambda k: float(self.lower[k]))
         radius = self.ball_radius(k)
-        return radius if radius < self.reach else self.reach * (1 + 1e-6) + 4 * self.options.gap
+        return radius if radius < self.reach else self.reach * (1 + 1e-6) + max(4 * self.options.gap, 1e-12)
 
     def fail_endless(self, radius: float) -> None:
         """Note that nothing ends the search, unless it is about what a wrong answer has left."""

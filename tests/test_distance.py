@@ -351,8 +351,9 @@ def test_a_domain_of_one_point(tmp_path: Path, method: str, solver: str) -> None
     verdict = ask(network, [0.5], 0, domain=(0.5, 0.5), method=method, solver=solver, timeout=5.0)
     assert verdict.status is Status.INFEASIBLE
     almost = line(tmp_path, 1.0, float(np.nextafter(np.float32(0.5), np.float32(1))))
-    verdict = ask(almost, [0.5], 0, domain=(0.5, 0.5), method=method, solver=solver, timeout=5.0)
-    assert verdict.status is Status.INFEASIBLE
+    for gap in (1e-6, 0.0):
+        asked = {"method": method, "solver": solver, "gap": gap, "timeout": 5.0}
+        assert ask(almost, [0.5], 0, domain=(0.5, 0.5), **asked).status is Status.INFEASIBLE
 
 
 def test_misclassified_inputs_have_no_distance(tmp_path: Path) -> None:
