@@ -20,6 +20,7 @@ from milpver.bounds._rounding import gamma, outward
 from milpver.bounds._tensors import TensorGraph
 from milpver.bounds._workspace import Workspace
 from milpver.graph import Affine, Gate, Graph, Input, Relu
+from milpver.linear import Dense
 
 __all__ = ["FlatCrown", "Layout", "Passes"]
 
@@ -179,7 +180,7 @@ class FlatCrown:
         spans = self._layout.spans.items()
         lines = {node: _table(low[:, a:b], high[:, a:b]) for node, (a, b) in spans}
         owner = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
-        constant, slopes = self._backward(source, rows, owner, None, lines)
+        constant, slopes = self._backward({source: rows}, rows.new_zeros(len(rows)), owner, None, lines)
         return slopes, constant
 
     def _tighten(
@@ -196,11 +197,26 @@ class FlatCrown:
         step = self._rows_at_once // 2
         for start in range(0, len(owner), step):
             at, which = owner[start : start + step], neuron[start : start + step]
-            rows = torch.zeros(len(at), low.shape[1], dtype=low.dtype, device=low.device)
-            rows[torch.arange(len(at), device=low.device), which] = 1.0
-            found, _ = self._backward(source, torch.cat([rows, -rows]), at.repeat(2), box, lines)
+            rows, constant = self._neurons(source, which)
+            both = {node: torch.cat([part, -part]) for node, part in rows.items()}
+            found, _ = self._backward(both, torch.cat([constant, -constant]), at.repeat(2), box, lines)
             low[at, which] = torch.maximum(low[at, which], found[: len(at)])
             high[at, which] = torch.minimum(high[at, which], -found[len(at) :])
+
+    def _neurons(self, source: int, which: torch.Tensor) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
+        """Neurons of a node, int64 [rows], as rows: over what feeds it where its matrices give them exactly.
+
+        Returns:
+            Node -> rows over it, float64 [rows, size], and constants, float64 [rows].
+        """
+        node = self._graph.nodes[source]
+        if isinstance(node, Affine) and len(set(node.sources)) == len(node.terms):
+            operators = self._tensors.operators[source]
+            if all(isinstance(operator.linear, Dense) for operator in operators):
+                parts = [operator.weight[which] for operator in operators]
+                return dict(zip(node.sources, parts, strict=True)), self._tensors.biases[source][which]
+        unit = torch.nn.functional.one_hot(which, node.size).double()
+        return {source: unit}, unit.new_zeros(len(which))
 
     @cached_property
     def _rows_at_once(self) -> int:
@@ -241,7 +257,9 @@ class FlatCrown:
         owner = torch.arange(batch * count, device=rows.device)
         arrived = torch.zeros(batch * count, self._layout.neurons, dtype=rows.dtype, device=rows.device)
         last = len(self._graph.nodes) - 1
-        found, slope = self._backward(last, rows.flatten(0, 1), owner, None, lines, (taken, arrived))
+        start = {last: rows.flatten(0, 1)}
+        zero = rows.new_zeros(batch * count)
+        found, slope = self._backward(start, zero, owner, None, lines, (taken, arrived))
         shape = (batch, count)
         return slope.view(*shape, -1), found.view(shape), arrived.view(*shape, -1)
 
@@ -279,18 +297,18 @@ class FlatCrown:
 
     def _backward(
         self,
-        start: int,
-        rows: torch.Tensor,
+        pending: dict[int, torch.Tensor],
+        constant: torch.Tensor,
         owner: torch.Tensor,
         box: tuple[torch.Tensor, torch.Tensor] | None,
         lines: dict[int, torch.Tensor],
         fixed: tuple[dict[int, torch.Tensor], torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Bound rows over a node from below, each in its own box.
+        """Bound rows from below, each in its own box.
 
         Args:
-            start: the node.
-            rows: float64 [rows, size].
+            pending: node -> rows over it, float64 [rows, size], which are added up.
+            constant: what is added to them, float64 [rows].
             owner: the box of each row, int64 [rows].
             box: lower and upper limits, float64 [batch, inputs]; None: the bounds are those at inputs of 0.
             lines: node that a Relu reads -> flat slope, chord's slope and constant, float64 [batch, 3 size].
@@ -300,9 +318,7 @@ class FlatCrown:
         Returns:
             The bounds, rounded outward, float64 [rows], and the coefficients of the inputs.
         """
-        constant = rows.new_zeros(len(rows))
-        error, summed = torch.zeros_like(constant), torch.zeros_like(constant)
-        pending = {start: rows}
+        error, summed = torch.zeros_like(constant), constant.abs()
         additions = 8
         slope: torch.Tensor | None = None  # none where no input is reached
         while pending:
@@ -344,7 +360,7 @@ class FlatCrown:
                 pending[source] = part if before is None else before + part
         error = error * (1 + gamma(4096)) + gamma(4 * additions) * summed + 1e-300
         if slope is None:
-            slope = rows.new_zeros(len(rows), self._graph.inputs)
+            slope = constant.new_zeros(len(constant), self._graph.inputs)
         return outward(constant, constant, error)[0], slope
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from milpver.graph import Affine, Graph, Input, Max, Relu
-from milpver.linear import Float, Int, LinearMap, magnitude
+from milpver.linear import Dense, Float, Int, LinearMap, magnitude
 
 __all__ = ["PlainCrown", "supported"]
 
@@ -168,9 +168,9 @@ class PlainCrown:
             if self.expired():
                 break
             at, which = owner[start : start + step], neuron[start : start + step]
-            rows = np.zeros((len(at), low.shape[1]))
-            rows[np.arange(len(at)), which] = 1.0
-            found, _ = self._backward(source, np.concatenate([rows, -rows]), np.tile(at, 2), box, lines)
+            rows, constant = self._neurons(source, which)
+            both = {node: np.concatenate([part, -part]) for node, part in rows.items()}
+            found, _ = self._backward(both, np.concatenate([constant, -constant]), np.tile(at, 2), box, lines)
             low[at, which] = np.maximum(low[at, which], found[: len(at)])
             high[at, which] = np.minimum(high[at, which], -found[len(at) :])
         lines[source] = _lines(low, high)
@@ -193,13 +193,29 @@ class PlainCrown:
         bounds, slopes = [], []
         for start in range(0, len(owner), self._rows_at_once):
             part = slice(start, start + self._rows_at_once)
-            found, slope = self._backward(
-                len(self.graph.nodes) - 1, rows[which[part]], owner[part], (lower, upper), lines
-            )
+            begin = {len(self.graph.nodes) - 1: rows[which[part]]}
+            zero = np.zeros(len(owner[part]))
+            found, slope = self._backward(begin, zero, owner[part], (lower, upper), lines)
             bounds.append(found)
             slopes.append(slope)
         shape = (len(low), len(rows))
         return np.concatenate(bounds).reshape(shape), np.concatenate(slopes).reshape(*shape, -1)
+
+    def _neurons(self, source: int, which: Int) -> tuple[dict[int, Float], Float]:
+        """Neurons of a node, int64 [rows], as rows: over what feeds it where its matrices give them exactly.
+
+        Returns:
+            Node -> rows over it, float64 [rows, size], and constants, float64 [rows].
+        """
+        node = self.graph.nodes[source]
+        if isinstance(node, Affine) and len(set(node.sources)) == len(node.terms):
+            maps = [linear for _, linear in node.terms if isinstance(linear, Dense)]
+            if len(maps) == len(node.terms):
+                parts = (linear.weight[which] for linear in maps)
+                return dict(zip(node.sources, parts, strict=True)), node.bias[which]
+        unit = np.zeros((len(which), node.size))
+        unit[np.arange(len(which)), which] = 1.0
+        return {source: unit}, np.zeros(len(which))
 
     @property
     def _rows_at_once(self) -> int:
@@ -207,13 +223,18 @@ class PlainCrown:
         return max(32, _CHUNK // max(node.size for node in self.graph.nodes))
 
     def _backward(
-        self, start: int, rows: Float, owner: Int, box: tuple[Float, Float], lines: dict[int, Float]
+        self,
+        pending: dict[int, Float],
+        constant: Float,
+        owner: Int,
+        box: tuple[Float, Float],
+        lines: dict[int, Float],
     ) -> tuple[Float, Float]:
-        """Bound rows over a node from below, each in its own box.
+        """Bound rows from below, each in its own box.
 
         Args:
-            start: the node.
-            rows: float64 [rows, size].
+            pending: node -> rows over it, float64 [rows, size], which are added up.
+            constant: what is added to them, float64 [rows].
             owner: the box of each row, int64 [rows].
             box: lower and upper limits, float64 [boxes, inputs].
             lines: for each node that a Relu reads, from ``_lines``.
@@ -221,11 +242,9 @@ class PlainCrown:
         Returns:
             The bounds, rounded outward, float64 [rows], and the coefficients of the inputs.
         """
-        constant = np.zeros(len(rows))
-        error, summed = np.zeros_like(constant), np.zeros_like(constant)
-        pending = {start: rows}
+        error, summed = np.zeros_like(constant), np.abs(constant)
         additions = 8
-        slope = np.zeros((len(rows), self.graph.inputs))
+        slope = np.zeros((len(constant), self.graph.inputs))
         while pending:
             index = max(pending)
             c, node = pending.pop(index), self.graph.nodes[index]
@@ -247,7 +266,7 @@ class PlainCrown:
                 case _:
                     sent = [(node.sources[0], c)]
             if added is not None:
-                constant += added
+                constant = constant + added
                 summed += np.abs(added)
             for source, part in sent:
                 before = pending.get(source)
