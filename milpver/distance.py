@@ -82,7 +82,7 @@ _INSIDE = 1e-7
 #: Absolute gap of margins of which the sign alone counts, as fine as solvers are; ``Options.gap`` is one of
 #: distances.
 _SIGN_GAP = 1e-7
-_SHORT = "the search finished, but its bound and the replayed adversarial input do not meet within the gap"
+_SHORT = "finished, but the bound and the replayed adversarial input do not meet within the gap"
 _UNMET = "the solver finished, but its bound and the replayed adversarial input do not meet"
 
 
@@ -249,6 +249,7 @@ class _Search:
         solved: the same on the solver's word.
         distrusted: the solver has been wrong.
         upper: distance of the closest replayed adversarial input of each target.
+        settled: the solver has finished, and its tolerances alone are wider than the gap.
     """
 
     def __init__(self, query: _Query, x: NDArray[np.float32], label: int, index: int) -> None:
@@ -273,6 +274,7 @@ class _Search:
         self.solved: Float = np.zeros(count)
         self.upper: Float = np.full(count, np.inf)
         self.impossible = np.zeros(count, dtype=np.bool_)
+        self.settled = np.zeros(count, dtype=np.bool_)
         self.reason = [Status.TIMEOUT] * count
         self.witness: Witness | None = None
         self.nodes = 0
@@ -489,7 +491,7 @@ class _Search:
         return [
             int(k)
             for k in order
-            if not self.impossible[k]
+            if not (self.impossible[k] or self.settled[k])
             and self.reason[k] is not Status.ERROR
             and self.best - self.lower[k] > self.options.gap
         ]
@@ -700,7 +702,7 @@ class _Search:
         if solution.stop is Stop.OPTIMAL and not outside and self.best - self.lower[k] > self.options.gap:
             self.step_inside(k, float(self.lower[k]))
             if self.best - self.lower[k] > self.options.gap:
-                self.fail(k, _UNMET)
+                self.leave_open(k)
         return solution.stop is not Stop.TIMEOUT
 
     def onto_kink(self, x: Float, k: int) -> None:
@@ -773,6 +775,15 @@ class _Search:
         self.message = message
         self.distrusted = True
 
+    def leave_open(self, k: int) -> None:
+        """Note that a solver has finished and left a bracket open: by its tolerances, or it is wrong."""
+        within = self.options.gap + SOLVER_TOLERANCE * max(1.0, self.best)
+        if math.isfinite(self.best) and self.best - self.lower[k] <= within:
+            self.settled[k] = True
+            self.reason[k], self.message = Status.TIMEOUT, _SHORT
+        else:
+            self.fail(k, _UNMET)
+
     def stopped(self) -> bool:
         """Whether time is up or the user wants to stop."""
         if self.query.context.interrupted():
@@ -792,6 +803,10 @@ class _Search:
             middle = (low + self.best) / 2 if math.isfinite(self.best) else self.ball_radius(left[0])
             if middle > _WIDEST and not math.isfinite(self.best):
                 self.fail_endless(middle)
+                return
+            if not low < middle < self.best:  # no number is left between them
+                for k in left:
+                    self.leave_open(k)
                 return
             bounds = self.bounds_in([middle])
             encoded = encode(
@@ -848,7 +863,7 @@ class _Search:
                 self.solved[k] = max(float(self.solved[k]), proven)
                 self.impossible[k] = proven >= self.reach
             if self.best >= before and self.lower[k] < radius:
-                self.fail(k, _UNMET)
+                self.leave_open(k)
         else:
             if solution.stop in (Stop.MEMORY, Stop.INTERRUPTED):
                 self.status = status_of(solution.stop)
@@ -867,8 +882,8 @@ class _Search:
             return
         if self.impossible.all():
             self.status = Status.INFEASIBLE
-        elif not self.open_targets():
-            self.status = Status.OPTIMAL
+        elif not (self.open_targets() or np.any(self.settled & (self.best - self.lower > self.options.gap))):
+            self.status, self.message = Status.OPTIMAL, ""
 
     def verdict(self, index: int) -> Verdict:
         """Assemble the verdict; the closest adversarial input is replayed in float32 here."""

@@ -532,15 +532,28 @@ def test_what_a_solver_left_open_is_not_said_to_be_out_of_reach(
     assert verdict.lower < 10
 
 
-def test_a_gap_that_rounding_cannot_close_is_not_called_a_timeout_without_a_word(tmp_path: Path) -> None:
-    weights, biases = random_layers([3, 6, 4, 3], 3)
+@pytest.mark.parametrize(
+    ("solver", "norm", "method"),
+    [
+        ("bab", "l1", "direct"),
+        ("highs", "linf", "direct"),
+        ("highs", "linf", "bisect"),
+        ("scip", "l2", "direct"),
+    ],
+)
+def test_a_gap_that_no_tolerance_closes_keeps_its_bracket_and_says_so(
+    tmp_path: Path, solver: str, norm: str, method: str
+) -> None:
+    weights, biases = random_layers([3, 4, 3], 3)
     network = network_of(tmp_path / "n.onnx", weights, biases)
     x = np.array([0.25, -0.5, 0.75])
     label = predicted(network, x)
-    verdict = ask(network, x, label, solver="bab", norm="l1", gap=0.0, timeout=60.0)
+    verdict = ask(network, x, label, solver=solver, norm=norm, method=method, gap=0.0, timeout=60.0)
     assert verdict.seconds < 60.0
+    assert verdict.status is Status.TIMEOUT
     assert verdict.lower is not None
     assert verdict.upper is not None
     assert verdict.lower < verdict.upper <= verdict.lower + 1e-6
     assert "do not meet" in verdict.message
-    assert not ask(network, x, label, solver="bab").message
+    wide = ask(network, x, label, solver=solver, norm=norm, method=method, gap=1e-4)
+    assert (wide.status, wide.message) == (Status.OPTIMAL, "")
