@@ -11,7 +11,7 @@ import sys
 import time
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +52,7 @@ __all__ = [
     "Outcome",
     "Query",
     "Record",
+    "already_there",
     "answer",
     "input_sha256",
     "prepare",
@@ -287,7 +288,7 @@ def answer(query: Query, finding: Finding, own: Mapping[str, Any], ask: Ask) -> 
     identity = query.identity(finding.question, own)
     folder = None if query.witnesses is None else WitnessFolder(query.witnesses, query.network)
     with nullcontext() if query.records is None else RecordFile.open(query.records, identity) as file:
-        done = {} if file is None else _already_there(query, file)
+        done = {} if file is None else already_there(query, file)
         todo = [k for k, index in enumerate(query.indices) if index not in done]
         run = _Run(query, finding, ask, file, folder, dict(done))
         failure: Exception | None = None
@@ -373,8 +374,13 @@ class _Run:
         self.records[verdict.index] = record
 
 
-def _already_there(query: Query, file: RecordFile) -> dict[int, Record]:
+def already_there(query: Query, file: RecordFile, fields: Iterable[str] = RECORD_FIELDS) -> dict[int, Record]:
     """The records of this query's inputs that stand in the file, checked to be of these inputs.
+
+    Args:
+        query: what is asked.
+        file: the file.
+        fields: that each record has.
 
     Raises:
         RecordError: one is of another input, or lacks what records have.
@@ -384,7 +390,7 @@ def _already_there(query: Query, file: RecordFile) -> dict[int, Record]:
         record = file.done.get(index)
         if record is None:
             continue
-        if lacking := [name for name in RECORD_FIELDS if name not in record]:
+        if lacking := [name for name in fields if name not in record]:
             raise RecordError(
                 f"{file.path}: the record of index {index} has no field {lacking[0]!r}",
                 needed="records that milpver wrote",

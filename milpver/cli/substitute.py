@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from milpver.cli.interrupts import Interrupts
 from milpver.cli.progress import progress
-from milpver.cli.question import Query, Record, read_query
+from milpver.cli.question import Query, Record, already_there, input_sha256, read_query
 from milpver.cli.table import Column, print_table, rounded
 from milpver.cli.values import made_folder, names
 from milpver.distance import distances
@@ -32,6 +32,9 @@ from milpver.verdict import Status, Verdict
 __all__ = ["run", "summary"]
 
 _DONE, _INTERRUPTED = 0, 130
+
+#: What a record has to have to be continued from.
+_FIELDS = ("input_sha256", "label", "status", "substitutes")
 
 COLUMNS = (
     Column("kind", right=False, least=4),
@@ -76,9 +79,7 @@ def run(arguments: Namespace) -> int:
         "substitute", {"kinds": list(kinds), "ratios": list(ratios), "exact_delta": asked.exact_delta}
     )
     with nullcontext() if query.records is None else RecordFile.open(query.records, identity) as file:
-        done: dict[int, Record] = (
-            {} if file is None else {i: file.done[i] for i in query.indices if i in file.done}
-        )
+        done: dict[int, Record] = {} if file is None else already_there(query, file, _FIELDS)
         with (
             Interrupts() as interrupts,
             progress("substitute", len(query.indices) - len(done), quiet=query.quiet) as shown,
@@ -123,7 +124,9 @@ def _compared(
     query = asked.query
     whole = _distance(query, query.network, x, label, index, stop)
     found: list[dict[str, Any]] = []
-    record = {**whole, "index": index, "label": label, "substitutes": found}
+    record = {
+        **whole, "index": index, "label": label, "input_sha256": input_sha256(x), "substitutes": found
+    }  # fmt: skip
     if whole["status"] in (Status.MISCLASSIFIED, Status.INTERRUPTED):
         return record
     x0 = x.astype(np.float64)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 
 
@@ -28,6 +29,15 @@ def test_table_records_and_models(cli: Any, tiny: Any, tmp_path: Path) -> None:
         onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     assert cli(*words).code == 0
     assert len(records.read_text().splitlines()) == 2
+
+
+def test_records_of_other_data_are_not_continued(cli: Any, refused: Any, tiny: Any, tmp_path: Path) -> None:
+    records, other = tmp_path / "r.jsonl", tmp_path / "other.npz"
+    words = ("--kind", "lin", "--ratio", "0.5", "--index", "0:2", "--records", records, "--quiet")
+    assert cli("substitute", *tiny.common, *words).code == 0
+    np.savez(other, x=tiny.x[::-1], y=tiny.y[::-1], domain=np.array([0.0, 1.0]))
+    line = refused("substitute", tiny.model, "--data", other, *words)
+    assert "index 0 is about another input" in line
 
 
 def test_mistakes(refused: Any, tiny: Any) -> None:
