@@ -8,6 +8,7 @@ a fresh process.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import os
 import queue
@@ -34,8 +35,8 @@ from milpver.store import lock, unlock
 
 __all__ = ["COLUMNS", "run_batch", "serve"]
 
-#: Columns of the results.
-COLUMNS = ("onnx", "vnnlib", "timeout", "result", "seconds", "message")
+#: Columns of the results; ``sha256`` is of the networks and the property, "" where one could not be read.
+COLUMNS = ("onnx", "vnnlib", "timeout", "result", "seconds", "message", "sha256")
 
 #: Starts the process that answers.
 COMMAND = (sys.executable, "-m", "milpver.cli.instances")
@@ -109,7 +110,15 @@ def _batch(
             needed="results of these instances",
             fix="name another file with --results",
         )
-    counts = Counter(done[key] for key in done)
+    for each in instances:
+        found_then = done.get(each.key, ("", ""))[1]
+        if found_then and found_then != _sha256(each, source.parent, arguments):
+            raise RecordError(
+                f"{each.onnx} or {each.vnnlib} is another file than when {results} was written",
+                needed="results of these files",
+                fix="name another file with --results",
+            )
+    counts = Counter(outcome for outcome, _ in done.values())
     answerer = _Answerer()
     with Interrupts() as interrupts, closing(answerer):
         writer = csv.writer(stream, lineterminator="\n")
@@ -118,13 +127,15 @@ def _batch(
         for place, each in enumerate(instances):
             if each.key in done:
                 continue
+            sha256 = _sha256(each, source.parent, arguments)
             found = _answer(each, source.parent, arguments, options, answerer, lambda: interrupts.asked)
             if found is None or interrupts.asked:
                 break
             outcome, seconds, message, text = found.outcome, found.seconds, found.message, found.text
-            done[each.key] = outcome
+            done[each.key] = outcome, sha256
             counts[outcome] += 1
-            writer.writerow((*each.key, outcome, f"{seconds:.3f}", message, *([masks] if masks else [])))
+            row = (*each.key, outcome, f"{seconds:.3f}", message, sha256)
+            writer.writerow((*row, masks) if masks else row)
             stream.flush()
             os.fsync(stream.fileno())
             if folder is not None and text:
@@ -323,8 +334,20 @@ def _columns(masks: str) -> tuple[str, ...]:
     return (*COLUMNS, "masks") if masks else COLUMNS
 
 
-def _done(stream: TextIO, path: Path, masks: str) -> dict[tuple[str, str, str], str]:
-    """What the results hold: instance to result; a last line that was cut short is taken out.
+def _sha256(instance: _Instance, folder: Path, arguments: Namespace) -> str:
+    """Of the networks and the property; "" where one cannot be read."""
+    try:
+        files = instance.files(folder, masks_of(arguments))
+        found = hashlib.sha256()
+        for path in (*(path for _, path in files.models), files.query):
+            found.update(hashlib.sha256(path.read_bytes()).digest())
+    except (MilpverError, OSError):
+        return ""
+    return found.hexdigest()
+
+
+def _done(stream: TextIO, path: Path, masks: str) -> dict[tuple[str, str, str], tuple[str, str]]:
+    """What the results hold: instance to result and ``sha256``; a last line that was cut short is taken out.
 
     The stream is at the end of the last whole line then. A file that is no file of results stays as it was.
 
@@ -355,7 +378,7 @@ def _done(stream: TextIO, path: Path, masks: str) -> dict[tuple[str, str, str], 
                 needed=f"answers {masks or 'without masks'}",
                 fix=fix,
             )
-        found[row[0], row[1], row[2]] = row[3]
+        found[row[0], row[1], row[2]] = row[3], row[6]
     if rows and head != columns:
         raise RecordError(f"{path} has the columns {','.join(head)}", needed=needed, fix=fix)
     stream.seek(len(whole_lines))

@@ -356,7 +356,7 @@ def test_instances_files_that_are_none(refused: Any, tmp_path: Path, text: str, 
 
 def test_results_of_other_instances_are_not_continued(refused: Any, instances: Path, tmp_path: Path) -> None:
     results = tmp_path / "results.csv"
-    results.write_text("onnx,vnnlib,timeout,result,seconds,message\nother.onnx,p.vnnlib,1,sat,1,\n")
+    results.write_text("onnx,vnnlib,timeout,result,seconds,message,sha256\nother.onnx,p.vnnlib,1,sat,1,,\n")
     assert "other.onnx" in refused("verify", "--instances", instances, "--results", results)
     results.write_text("something else\n")
     assert "no file of results" in refused("verify", "--instances", instances, "--results", results)
@@ -394,6 +394,17 @@ def test_results_under_other_masks_are_not_continued(
     assert cli(*words, "--budget", "1").out == "1 of 1 instances: 1 sat\n"
     assert "--budget 1" in refused(*words)
     assert "--budget 1" in refused(*words, "--budget", "0")
+
+
+def test_results_of_files_that_changed_are_not_continued(cli: Any, refused: Any, instances: Path) -> None:
+    results = instances.with_name("r.csv")
+    words = ("verify", "--instances", instances, "--results", results)
+    assert cli(*words).code == 0
+    assert [bool(row["sha256"]) for row in rows(results)] == [True, True, True, False]
+    assert cli(*words).code == 0
+    path = instances.with_name("holds.vnnlib")
+    path.write_text(path.read_text() + "; a comment\n")
+    assert "holds.vnnlib is another file" in refused(*words)
 
 
 def test_one_process_at_a_time_writes_results(refused: Any, instances: Path, tmp_path: Path) -> None:
