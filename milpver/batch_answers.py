@@ -105,7 +105,8 @@ def verdicts(batch: Batch, found: Brackets, started: float) -> dict[int, Verdict
     best = found.margins.min(axis=1)
     classes = competing[everyone, found.margins.argmin(axis=1)]
     logits = context.replay.outputs(batch.inputs, found.masks).astype(np.float64)
-    float32 = logits[everyone, batch.labels] - logits[everyone, classes]
+    with np.errstate(invalid="ignore"):  # infinity less infinity: NaN, which is not known
+        float32 = logits[everyone, batch.labels] - logits[everyone, classes]
     lower = np.minimum(found.lower, found.upper)
     closed = best[:, None] - found.lower <= options.gap
     done = closed.all(axis=1)

@@ -163,7 +163,7 @@ def parse_budget(
             for none, a percentage of the layer's width (nearest integer, halves up); or ``layer:number``
             (``layer=number``) entries, layer being the number or name of a gateable layer, or ``conv1`` for
             channels of a convolution; ``total:number`` for all gateable fully connected layers together.
-            None: nothing is removed.
+            None: nothing is removed; so does ``0`` where no layer is gateable.
         network: whose layers are meant.
         keep: neurons that have to stay, ``"1:3,7,2:0"`` (layer 1's 3 and 7, layer 2's 0) or pairs.
         remove: neurons that are removed in every mask, likewise.
@@ -182,7 +182,7 @@ def parse_budget(
             needed="an entry for each",
             fix=f"write --budget {','.join('0' for _ in layers)} where nothing may be removed",
         )
-    if entries is None or parts == [""]:
+    if entries is None or (not layers and parts in ([""], ["0"], ["-"])):
         parts = ["0"] * len(layers)
     named: dict[str, str] = {}
     if any("=" in part or ":" in part for part in parts):
@@ -206,7 +206,9 @@ def parse_budget(
         raise QueryError(
             f"budget {','.join(parts)} has {len(parts)} entries",
             needed=f"one entry for each of the {len(layers)} gateable layers ({widths or 'there are none'})",
-            fix="give 0 for a layer that keeps all its neurons, or name layers: --budget 1=2",
+            fix="give 0 for a layer that keeps all its neurons, or name layers: --budget 1=2"
+            if layers
+            else "write --budget 0",
         )
     counts = tuple(_count(part, layer) for part, layer in zip(parts, layers, strict=True))
     limits = {layer.node: count for layer, count in zip(layers, counts, strict=True)}

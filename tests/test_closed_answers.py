@@ -124,3 +124,11 @@ def test_misclassified_inputs_keep_their_place(tmp_path: Path) -> None:
     verdicts = found(network, inputs, labels)
     assert [verdict.index for verdict in verdicts] == list(range(len(inputs)))
     assert [verdict.status is Status.MISCLASSIFIED for verdict in verdicts] == [i == 2 for i in range(6)]
+
+
+def test_outputs_that_float32_cannot_hold_prove_nothing_and_warn_of_nothing(tmp_path: Path) -> None:
+    """ONNX Runtime's outputs are infinite there, their differences NaN."""
+    network = random_network(tmp_path / "n.onnx", [3, 6, 5, 4], seed=3, scale=1e15)
+    inputs = np.full((4, 3), 1e5, dtype=np.float32)
+    labels = [int(k) for k in network.graph.evaluate(inputs.astype(float)).argmax(axis=1)]
+    assert {verdict.verdict for verdict in found(network, inputs, labels)} == {Answer.UNKNOWN}

@@ -129,6 +129,15 @@ def test_what_is_no_budget_is_refused_in_one_line(network: Network, entries: Any
     assert "\n" not in str(caught.value)
 
 
+def test_where_nothing_can_be_removed_a_budget_of_0_says_so(tmp_path: Path) -> None:
+    linear = random_network(tmp_path / "linear.onnx", [3, 2], seed=1)
+    assert linear.layers == ()
+    for entries in ("0", "-", "", None, [0]):
+        assert parse_budget(entries, linear) == Budget(())
+    with pytest.raises(QueryError, match=r"there are none.*fix: write --budget 0$"):
+        parse_budget("1", linear)
+
+
 def test_a_budget_admits_what_its_groups_allow(network: Network) -> None:
     first, second, third = (layer.node for layer in network.layers)
     budget = Budget((BudgetGroup((first, second), 2), BudgetGroup((third,), 1)))
