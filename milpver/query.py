@@ -395,9 +395,17 @@ def chosen_layers(network: Network, layers: str | Sequence[int | str] | None) ->
             fix="see `milpver info MODEL`; write e.g. --layers 1,2",
         )
     nodes = [known[name].node for name in wanted]
-    if not nodes or len(set(nodes)) < len(nodes):
+    if not nodes:
         raise QueryError(
-            f"--layers {','.join(wanted)}" + (" names a layer twice" if nodes else "no layer to prune"),
+            f"{network.path.name} has no fully connected hidden layer, and --layers names no other",
+            needed="a layer to remove neurons or channels from",
+            fix=f"write --layers {network.conv_layers[0].label}"
+            if network.conv_layers
+            else "see `milpver info MODEL`",
+        )
+    if len(set(nodes)) < len(nodes):
+        raise QueryError(
+            f"--layers {','.join(wanted)} names a layer twice",
             needed=f"some of the gateable layers, each once: {shown}",
             fix="write e.g. --layers 1,2",
         )

@@ -22,6 +22,7 @@ from milpver.query import (
     Options,
     ball,
     check_inputs,
+    chosen_layers,
     parse_budget,
     removed_pairs,
 )
@@ -136,6 +137,8 @@ def test_where_nothing_can_be_removed_a_budget_of_0_says_so(tmp_path: Path) -> N
         assert parse_budget(entries, linear) == Budget(())
     with pytest.raises(QueryError, match=r"there are none.*fix: write --budget 0$"):
         parse_budget("1", linear)
+    with pytest.raises(QueryError, match=r"linear.onnx has no fully connected hidden layer"):
+        chosen_layers(linear, None)
 
 
 def test_a_budget_admits_what_its_groups_allow(network: Network) -> None:
