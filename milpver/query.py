@@ -397,11 +397,9 @@ def chosen_layers(network: Network, layers: str | Sequence[int | str] | None) ->
     nodes = [known[name].node for name in wanted]
     if not nodes:
         raise QueryError(
-            f"{network.path.name} has no fully connected hidden layer, and --layers names no other",
-            needed="a layer to remove neurons or channels from",
-            fix=f"write --layers {network.conv_layers[0].label}"
-            if network.conv_layers
-            else "see `milpver info MODEL`",
+            "no layer to prune" + f": {network.path.name} has none" * (not network.layers),
+            needed=f"some of the gateable layers: {shown}",
+            fix="name layers with --layers; see `milpver info MODEL`",
         )
     if len(set(nodes)) < len(nodes):
         raise QueryError(
