@@ -239,7 +239,7 @@ def import_solution(path: Path, solution: Path, model: Path | None = None) -> Ch
     label, target = int(meaning["label"]), int(meaning["target"])
     if meaning["input_columns"] is not None:
         x = box.clip(np.array([values[name] for name in meaning["input_columns"]]))
-    removed = _removed(meaning, network, values)
+    removed = _removed(meaning, network, budget, values)
     objective = program.value(point)
     size = max(1.0, float(np.abs(program.objective) @ np.abs(point)))
     problems = []
@@ -354,9 +354,9 @@ def _network(meaning: dict[str, Any], model: Path | None) -> Network:
 
 
 def _removed(
-    meaning: dict[str, Any], network: Network, values: dict[str, float]
+    meaning: dict[str, Any], network: Network, budget: Budget, values: dict[str, float]
 ) -> dict[int, NDArray[np.bool_]]:
-    """The mask at a point: Gate node -> bool [gates]."""
+    """The mask at a point: Gate node -> bool [gates]; a gate without a column goes where it is forced to."""
     masks: dict[int, NDArray[np.bool_]] = {}
     for gate in meaning["gates"]:
         node = network.graph.nodes[int(gate["node"])]
@@ -368,7 +368,8 @@ def _removed(
             )
         ones = np.array([name is not None and values[name] > 0.5 for name in gate["columns"]])
         used = np.array([name is not None for name in gate["columns"]])
-        masks[int(gate["node"])] = used & (ones == bool(gate["removed_is_one"]))
+        gone = budget.forced(int(gate["node"]), node.gates)[1]
+        masks[int(gate["node"])] = np.where(used, ones == bool(gate["removed_is_one"]), gone)
     return masks
 
 

@@ -140,6 +140,24 @@ def test_a_target_can_be_chosen(network: Network, tmp_path: Path) -> None:
             exported(network, tmp_path / "q.mps", 0.0, wrong)
 
 
+def test_a_dead_neuron_that_is_removed_in_every_mask_is_in_the_mask(network: Network, tmp_path: Path) -> None:
+    """It has no column in the program."""
+    layer = network.layers[0]
+    values = network.graph.trace(X[None].astype(np.float64))
+    dead = int(np.flatnonzero(values[network.graph.nodes[layer.node].sources[0]][0] <= 0)[0])
+    budget = parse_budget([2, 1], network, remove=[(1, dead)])
+    label = int(values[-1][0].argmax())
+    path, out = tmp_path / "q.mps", tmp_path / "q.sol"
+    export_query(network, X, label, path, budget=budget, options=OPTIONS)
+    with_highs(path, out)
+    checked = import_solution(path, out)
+    assert checked.problems == ()
+    assert (1, dead) in checked.removed
+    (verdict,) = margins(network, X[None], [label], budget=budget, options=OPTIONS)
+    (bracket,) = [each for each in verdict.classes if each.target == checked.target]
+    assert checked.margin == pytest.approx(bracket.upper, abs=1e-4)
+
+
 def test_bad_points_do_not_check(network: Network, tmp_path: Path) -> None:
     path, out = tmp_path / "q.mps", tmp_path / "q.sol"
     exported(network, path, 0.2)
