@@ -68,7 +68,9 @@ class VnnLib2:
             query = vnnlib.parse_query_string(text)
         except Exception as error:
             raise DataError(
-                f"{source}: {_said(error)}", needed="a well-typed VNN-LIB 2.0 query", fix="correct the file"
+                f"{source}: {_said(error, text)}",
+                needed="a well-typed VNN-LIB 2.0 query",
+                fix="correct the file",
             ) from error
         try:
             return _Reader(query, source).property()
@@ -87,9 +89,13 @@ def _version(text: str) -> str:
     return found[1].strip() if found and found[1] else ""
 
 
-def _said(error: Exception) -> str:
+def _said(error: Exception, query: str) -> str:
     """What the package's error says, in one line, with the line of the file."""
     text = str(error)
+    if re.fullmatch("sto[a-z]+", text):  # of C++: a number that it cannot hold
+        long = re.search(r"[0-9]{19,}", query)
+        where = f"line {query.count(chr(10), 0, long.start()) + 1}: " if long else ""
+        return f"{where}a number of too many digits"
     try:
         first = json.loads(text)["errors"][0]
         symbol, hint = first.get("offendingSymbol", ""), first.get("hint", "")
