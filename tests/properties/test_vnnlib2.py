@@ -74,6 +74,7 @@ def test_equal_and_not_equal() -> None:
             HEAD + BOX + "(assert (<= Y[-1] 0.0))",
             "line 6: the index -1 in Y[-1]; needed: indices from 0 to 1",
         ),
+        (HEAD + BOX + f"(assert (<= Y[{'9' * 20}] 0.0))", "line 6: a number of too many digits"),
         (HEAD + BOX + "(assert (and (<= Y[0] 0.0) (<= X[0,-1] 0.0)))", "line 6: the index -1 in X[0,-1]"),
         (
             HEAD.replace("2.0", "2.1") + BOX,
