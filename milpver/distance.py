@@ -682,7 +682,7 @@ class _Search:
             self.fail(k, "the solver says optimal, but without a point")
             return True
         bound = radius if solution.stop is Stop.INFEASIBLE else min(asked.distance(solution.lower), radius)
-        if bound > self.upper[k] + self.options.gap:
+        if bound > self.upper[k] + self.options.gap + SOLVER_TOLERANCE * max(1.0, float(self.upper[k])):
             self.fail(
                 k,
                 f"the solver's bound {bound:.9g} for class {self.targets[k]} is refuted by a replayed "

@@ -557,3 +557,21 @@ def test_a_gap_that_no_tolerance_closes_keeps_its_bracket_and_says_so(
     assert "do not meet" in verdict.message
     wide = ask(network, x, label, solver=solver, norm=norm, method=method, gap=1e-4)
     assert (wide.status, wide.message) == (Status.OPTIMAL, "")
+
+
+def test_a_bound_within_the_tolerance_of_an_adversarial_input_is_not_refuted_by_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, biases = random_layers([3, 4, 3], 3)
+    network = network_of(tmp_path / "n.onnx", weights, biases)
+    x = np.array([0.25, -0.5, 0.75])
+    load = registry.load
+    liar = Liar(lambda _, s: told(s, lower=s.lower + 1e-8))
+    monkeypatch.setattr(
+        registry, "load", lambda kind, name, **more: liar if name == "liar" else load(kind, name, **more)
+    )
+    verdict = ask(network, x, predicted(network, x), solver="liar", bounds="interval", gap=0.0)
+    assert verdict.status in (Status.OPTIMAL, Status.TIMEOUT), verdict.message
+    assert verdict.lower is not None
+    assert verdict.upper is not None
+    assert verdict.lower <= verdict.upper <= verdict.lower + 1e-6
