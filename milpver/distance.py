@@ -66,9 +66,6 @@ _SHRUNK = 0.97
 #: The first step of the radii, as a share of what is open; how many times as many nodes the next
 #: search may take, and how many in any case; the share of the incumbent's distance from which it is searched.
 _FIRST, _MORE, _FEW, _DIRECT = 6, 8.0, 3000, 0.95
-#: ReLUs up to which ``auto`` keeps time for its backend: of convolutional networks with thousands of them no
-#: program has closed a bracket that the search left open.
-_PROGRAM_RELUS = 1000
 #: The widest ball that is searched where there is no domain.
 _WIDEST = 2.0**20
 #: Linearisations from a point that a native search offers.
@@ -506,18 +503,14 @@ class _Search:
     def search_ball(self) -> bool:
         """Search the ball of the incumbent natively; False where the backend has to (go on to) answer.
 
-        ``auto`` keeps half of the time for its backend in linf where the network is small; elsewhere that
-        closes what the search leaves open before its time is up, and in l2 it would need squares. Balls grow
-        where no attack has found an incumbent.
+        The backend of ``auto`` closes what the search leaves open before its time is up, but for l2, which
+        would need squares. Balls grow where no attack has found an incumbent.
         """
         context = self.query.context
         if not (context.native and self.query.method == "direct"):
             return False
         self.engine = "bab"
         handed = self.options.solver == "auto" and self.norm != "l2"
-        relus = sum(node.size for node in self.graph.nodes if isinstance(node, Relu))
-        small = self.norm == "linf" and relus <= _PROGRAM_RELUS
-        spare = self.clock.remaining / 2 if handed and small else 0.0
         shells, nodes = _Shells(self.options.gap), self.nodes
         while True:
             if not math.isfinite(self.best):
@@ -528,7 +521,7 @@ class _Search:
                 self.fail_endless(radius)
                 return True
             nodes, before = self.nodes, self.least
-            stop = self.search_once(radius, spare)
+            stop = self.search_once(radius)
             if stop in (Stop.INTERRUPTED, Stop.MEMORY):
                 self.status = status_of(stop)
                 return True
@@ -536,7 +529,7 @@ class _Search:
             if more and self.open_targets() and not math.isfinite(self.best):
                 more = self.least > before  # where a larger ball would be the same
             if not more or not self.open_targets():
-                late = spare == 0.0 and stop is Stop.TIMEOUT
+                late = stop is Stop.TIMEOUT
                 ended = late or not handed or not self.open_targets()
                 if ended and not late and self.open_targets() and math.isfinite(self.best):
                     self.message = _SHORT  # or else it would be a timeout before its time, without a word
@@ -559,8 +552,8 @@ class _Search:
         endless = f"no adversarial input within {radius:g}, and no domain that ends the search"
         self.message = self.message or endless
 
-    def search_once(self, radius: float, spare: float) -> Stop:
-        """One search of a ball, that of the incumbent or one without, until the clock says ``spare``.
+    def search_once(self, radius: float) -> Stop:
+        """One search of a ball, that of the incumbent or one without.
 
         Returns why it stopped: ``TARGET`` where the incumbent has come so close that a smaller ball is worth
         a new start.
@@ -573,7 +566,7 @@ class _Search:
                 return Stop.INTERRUPTED
             if self.best < _SHRUNK * radius:
                 return Stop.TARGET
-            return Stop.TIMEOUT if self.clock.remaining <= spare else None
+            return Stop.TIMEOUT if self.clock.remaining <= 0 else None
 
         def offer(points: Float, which: Int) -> float:
             for point, k in zip(points, left[which], strict=True):
