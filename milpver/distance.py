@@ -525,7 +525,9 @@ class _Search:
             if stop in (Stop.INTERRUPTED, Stop.MEMORY):
                 self.status = status_of(stop)
                 return True
-            more = stop is Stop.TARGET or (stop is Stop.OPTIMAL and radius < self.best - self.options.gap)
+            # A search that ends with an incumbent this close has proven less than one of a smaller ball.
+            other = self.best < _SHRUNK * radius or radius < self.best - self.options.gap
+            more = stop is Stop.TARGET or (stop is Stop.OPTIMAL and other)
             if more and self.open_targets() and not math.isfinite(self.best):
                 more = self.least > before  # where a larger ball would be the same
             if not more or not self.open_targets():

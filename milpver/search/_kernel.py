@@ -402,7 +402,8 @@ def _prepare(
         if free and state[gate + j] == _FREE:
             work.open[n] = 1.0
             span = u - work.bottom[n]
-            work.inverse[n] = 1.0 / span if span > 1e-9 * u else 0.0
+            # One of less than 1e-150 is the rounding of 0, and its inverse infinite.
+            work.inverse[n] = 1.0 / span if span > max(1e-9 * u, 1e-150) else 0.0
 
 
 @compiled

@@ -161,6 +161,7 @@ class PhaseSearch:
             DenseAscent(self.single, self.places) if root.dense else Ascent(self.single, self.places, active)
         )
         self.early = early
+        self.cut: Stop | None = None
 
     def _places(self) -> dict[int, tuple[slice, torch.Tensor]]:
         """Relu node -> its part of the U unstable neurons, and their entries in its input."""
@@ -196,7 +197,7 @@ class PhaseSearch:
             parents = self.open(self.frontier.pop(batch))
             if len(parents):
                 self.sort(self.bounded(self.children(parents), _STEPS))
-        return Stop.TARGET if self.decided() else Stop.OPTIMAL
+        return Stop.TARGET if self.decided() else self.cut or Stop.OPTIMAL
 
     def decided(self) -> bool:
         return self.limits.decide and bool(self.best.min() <= 0)
@@ -342,6 +343,9 @@ class PhaseSearch:
         found = torch.maximum(self.own(nodes), found.masked_fill(empty, torch.inf))
         linear = ((low >= 0) | (high <= 0)).all(dim=1) & self.alive(found)
         for k in linear.nonzero()[:, 0].tolist():
+            self.cut = self.limits.expired()
+            if self.cut is not None:
+                break  # a leaf takes many milliseconds; without it, a node keeps the bound that it has
             found[k] = torch.maximum(found[k], self.leaf(nodes, k, low, high))
         nodes.lower = nodes.lower.scatter(1, nodes.which.unsqueeze(1), found.unsqueeze(1))
         loosened = self.loosened(nodes, low, high, row) if self.recompute else None

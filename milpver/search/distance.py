@@ -22,7 +22,7 @@ from milpver.bounds._norm_ball import BallWorkspace
 from milpver.bounds._rounding import gamma
 from milpver.bounds._tensors import TensorGraph
 from milpver.bounds._workspace import Workspace
-from milpver.graph import Max
+from milpver.graph import Max, Relu
 from milpver.linear import Float, Int
 from milpver.query import Box
 from milpver.search._alternatives import Alternatives
@@ -55,7 +55,7 @@ _RARELY = 4
 #: What a node's radius may lack of the ball's, as a share of the gap: rounding takes a little.
 SLACK = 0.1
 #: What a radius is taken back by, relative to it, so that rounding does not undo it.
-_BACK = 1e-9
+_BACK = 1e-12
 #: Unstable neurons up to which nodes get bounds of their own in L1 and L2 where convolutions went away.
 _RECOMPUTED = 200
 #: How often a radius that rounding refuses is taken back by what it lacks.
@@ -99,6 +99,11 @@ def search_distance(
     """
     if any(isinstance(node, Max) for node in tensors.graph.nodes):
         tensors = TensorGraph(without_max(tensors.graph), tensors.device)
+    if any(isinstance(node, Relu) and node.source == 0 for node in tensors.graph.nodes):
+        # A sign of an input is a bound of it, and balls need all of the box around x0: so it gets a node.
+        size = tensors.graph.inputs
+        apart = tensors.graph.prefixed(np.ones(size), np.zeros(size), "input")
+        tensors = TensorGraph(apart, tensors.device)
     alternatives = Alternatives.of([(row[None], np.zeros(1)) for row in rows], tensors.device)
     box = tensors.tensor(ball.lower).unsqueeze(0), tensors.tensor(ball.upper).unsqueeze(0)
     floor: Float = np.zeros(len(rows)) if known is None else np.minimum(known, radius)
@@ -304,20 +309,31 @@ class _DistanceSearch(PhaseSearch):
     def leaf(self, nodes: SearchNodes, k: int, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
         one = nodes.pick(torch.tensor([k], device=low.device))
         low, high = low[k : k + 1], high[k : k + 1]
-        rows = self.rows[one.which][0]
-        before = self.own(one)[0]
+        rows, which = self.rows[one.which][0], one.which.cpu().numpy()
         slopes, constants, places, signs = self.linear_leaf(one, rows, low, high)
-        solved = self.solve_leaf(slopes.cpu().numpy(), constants.cpu().numpy())
-        if solved is None:
-            return before
-        x, duals = solved
-        self.best = np.minimum(self.best, self.offer_points(x[None], one.which.cpu().numpy()))
-        weights = torch.as_tensor(duals, device=low.device)
+        functions = slopes.cpu().numpy(), constants.cpu().numpy()
+        weight = torch.ones((), dtype=torch.float64, device=low.device)
         mu = torch.zeros(1, 1, nodes.sign.shape[1], dtype=torch.float64, device=low.device)
-        mu[0, 0, places] = signs * weights[1:]
-        radius, _, _ = self.measured(
-            one, weights[0] * rows.unsqueeze(0), low, high, (torch.zeros_like(mu), mu)
-        )
+        solved = self.solve_leaf(*functions)
+        # Without a solution the margin is above 0 in all of the box, and that needs no sign to be proven.
+        if solved is not None:
+            x, duals = solved
+            self.best = np.minimum(self.best, self.offer_points(x[None], which))
+            weights = torch.as_tensor(duals, device=low.device)
+            weight, mu[0, 0, places] = weights[0], signs * weights[1:]
+        radius, _, _ = self.measured(one, weight * rows.unsqueeze(0), low, high, (torch.zeros_like(mu), mu))
+        if solved is None:
+            return radius[0]
+        # The closest input lies on the boundary, and may not replay where no slope leads into the region.
+        scale = 1.0 + float(self.root.workspace.largest(len(self.graph.nodes) - 1).max())
+        for share in _INSIDE:
+            if not bool(self.alive(radius)[0]):
+                break
+            deeper = functions[1].copy()
+            deeper[0] += share * scale
+            solved = self.solve_leaf(functions[0], deeper)
+            if solved is not None:
+                self.best = np.minimum(self.best, self.offer_points(solved[0][None], which))
         return radius[0]
 
     def solve_leaf(self, slopes: Float, constants: Float) -> tuple[Float, Float] | None:
@@ -334,6 +350,10 @@ class _DistanceSearch(PhaseSearch):
 
         x0 = self.centre.cpu().numpy()
         inputs, signs = len(x0), len(constants) - 1
+        # In units of the inputs each: what a contradiction costs and the solver's tolerances are absolute.
+        size = np.abs(slopes).sum(axis=1)
+        size = np.exp2(np.round(np.log2(np.where(size > 0, size, 1.0))))
+        slopes, constants = slopes / size[:, None], constants / size
         way = np.concatenate([[1.0], -np.ones(signs)])
         eye, one = sparse.eye_array(inputs), np.ones((inputs, 1))
         matrix = sparse.vstack(
@@ -353,13 +373,11 @@ class _DistanceSearch(PhaseSearch):
         if found.status != 0:
             return None
         duals = np.maximum(-np.asarray(found.ineqlin.marginals)[2 * inputs :], 0.0)
-        return np.clip(np.asarray(found.x[:inputs]), *box), duals
+        return np.clip(np.asarray(found.x[:inputs]), *box), duals / size
 
 
 class _BallSearch(_DistanceSearch):
     """``_DistanceSearch`` in L1 and L2; the root's workspace is that of the ball."""
-
-    leaf_functions: tuple[Float, Float] | None = None
 
     @property
     def outer(self) -> BallWorkspace:
@@ -425,31 +443,9 @@ class _BallSearch(_DistanceSearch):
                 radius = torch.where(failed, torch.maximum(less, start), radius)
         return torch.where(sure > 0, radius, start), slope, arrived
 
-    def leaf(self, nodes: SearchNodes, k: int, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-        found = super().leaf(nodes, k, low, high)
-        if self.leaf_functions is None or not bool(self.alive(found.unsqueeze(0))[0]):
-            return found
-        # The closest input lies on the boundary, and may not replay where no slope leads into the region.
-        slopes, constants = self.leaf_functions
-        which = nodes.which[k : k + 1].cpu().numpy()
-        scale = 1.0 + float(self.root.workspace.largest(len(self.graph.nodes) - 1).max())
-        for share in _INSIDE:
-            deeper = constants.copy()
-            deeper[0] += share * scale
-            solved = self.closest(slopes, deeper)
-            if solved is not None:
-                self.best = np.minimum(self.best, self.offer_points(solved[0][None], which))
-            if not bool(self.alive(found.unsqueeze(0))[0]):
-                break
-        return found
-
     def solve_leaf(self, slopes: Float, constants: Float) -> tuple[Float, Float] | None:
         way = np.concatenate([[1.0], -np.ones(len(constants) - 1)])
-        self.leaf_functions = way[:, None] * slopes, way * constants
-        return self.closest(*self.leaf_functions)
-
-    def closest(self, slopes: Float, constants: Float) -> tuple[Float, Float] | None:
-        """See ``project``."""
         outer = self.outer
         box = outer.lows[0][0].cpu().numpy(), outer.highs[0][0].cpu().numpy()
-        return project(outer.norm, self.centre.cpu().numpy(), slopes, constants, box, self.radius)
+        functions = way[:, None] * slopes, way * constants
+        return project(outer.norm, self.centre.cpu().numpy(), *functions, box, self.radius)

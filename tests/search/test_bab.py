@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping
 from fractions import Fraction
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -18,6 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from milpver import worst_margin
 from milpver.bounds._tensors import TensorGraph
 from milpver.bounds._workspace import Fixed, SortedShares, Workspace
 from milpver.graph import Affine, Gate, Graph, Input, Node, Relu
@@ -28,7 +30,8 @@ from milpver.search.bab import MaskSearch
 from milpver.search.chain import Chains, chain_of, prefix_values
 from milpver.search.limits import SearchLimits, SearchResult
 from milpver.solver import Stop
-from tests.nets import exact_trace, group_masks, handmade, random_layers
+from milpver.verdict import Status
+from tests.nets import exact_trace, group_masks, handmade, network_of, random_layers
 
 CPU = torch.device("cpu")
 GAP = 1e-6
@@ -459,3 +462,13 @@ def test_channels_in_front_of_a_chain_equal_enumeration(seed: int) -> None:
     assert task.engines == ["bab", "chain", "settled chain", "folded chain"]
     task.assert_solved()
     task.assert_decided()
+
+
+def test_a_layer_that_rounds_to_nothing_leaves_a_bound(tmp_path: Path) -> None:
+    """Behind a layer that is 0 the next one's bounds are denormal: the inverse of their span is infinite."""
+    weights = [np.zeros((2, 1)), -np.ones((2, 2)), -np.ones((2, 2)), np.array([[-5.0, -5.0], [4.0, 4.0]])]
+    biases = [np.zeros(2), np.zeros(2), np.zeros(2), np.array([1.0, 0.0])]
+    network = network_of(tmp_path / "net.onnx", weights, biases)
+    found = worst_margin(network, np.array([2.0]), 0, budget="total:2", solver="bab")
+    assert found.status is Status.OPTIMAL
+    assert found.lower == pytest.approx(1.0, abs=1e-9)

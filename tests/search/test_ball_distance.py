@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from onnx import helper
 
 from milpver import boundary_distance, registry
 from milpver.bounds._tensors import TensorGraph
@@ -21,7 +22,7 @@ from milpver.search.distance import search_distance
 from milpver.search.limits import SearchLimits, SearchResult
 from milpver.solver import Stop
 from milpver.verdict import Assurance, Status
-from tests.nets import network_of, pattern_distance, random_layers, small_conv
+from tests.nets import network_of, pattern_distance, random_layers, saved, small_conv
 
 Float = NDArray[np.float64]
 BALLS = pytest.mark.parametrize("norm", ["l1", "l2"])
@@ -244,3 +245,27 @@ def test_small_balls_are_searched_before_the_incumbents(
     assert len(radii) > 1
     assert radii[0] < 0.5 * radii[-1]
     assert radii[-1] == pytest.approx(found.upper, rel=0.12)
+
+
+@BALLS
+def test_signs_of_inputs_are_searched_as_others_are(tmp_path: Path, norm: str) -> None:
+    """A network whose first layer is a leaky ReLU, around an input in both halves."""
+    rng = np.random.default_rng(4)
+    nodes = [
+        helper.make_node("LeakyRelu", ["input"], ["bent"], alpha=0.1),
+        helper.make_node("Gemm", ["bent", "w1", "b1"], ["z"], transB=1),
+        helper.make_node("Relu", ["z"], ["h"]),
+        helper.make_node("Gemm", ["h", "w2", "b2"], ["output"], transB=1),
+    ]
+    tensors = {
+        "w1": rng.normal(size=(6, 5)), "b1": 0.3 * rng.normal(size=6),
+        "w2": rng.normal(size=(3, 6)), "b2": 0.3 * rng.normal(size=3),
+    }  # fmt: skip
+    network = saved(tmp_path / "net.onnx", nodes, tensors, [5], 3)
+    x = np.array([0.2, -0.1, 0.3, -0.4, 0.05], dtype=np.float32)
+    label = int(network.graph.evaluate(x[None].astype(np.float64))[0].argmax())
+    found = boundary_distance(network, x, label, norm=norm, solver="bab", timeout=60.0)
+    assert found.status is Status.OPTIMAL
+    for name in BACKEND[norm]:
+        other = boundary_distance(network, x, label, norm=norm, solver=name, timeout=60.0)
+        assert found.upper == pytest.approx(other.upper, abs=1e-5)
