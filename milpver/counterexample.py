@@ -30,6 +30,7 @@ from milpver.errors import MilpverError, QueryError, SolverUnavailableError
 from milpver.graph import Affine, Graph, Max, Relu
 from milpver.joint import Joint, JointReplay, join
 from milpver.linear import Conv, Float, Sparse
+from milpver.machine import numpy_threads
 from milpver.network import Network
 from milpver.property import Property, Region
 from milpver.query import NATIVE, Box, Budget, Options, parse_budget, removed_pairs
@@ -139,8 +140,9 @@ def verify_property(
     masks = budget if isinstance(budget, Budget) else parse_budget(budget, joint.networks[0])
     chosen = options or Options(solver="auto")
     question = _Question(joint, prop, joint.budget(masks), chosen, should_stop, spent)
-    question.run()
-    return question.answer()
+    with numpy_threads(chosen.threads):
+        question.run()
+        return question.answer()
 
 
 def _check(network: Network, prop: Property) -> None:

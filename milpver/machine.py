@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["host", "keep_to_threads"]
+__all__ = ["host", "keep_to_threads", "numpy_threads"]
 
 
 def host() -> dict[str, Any]:
@@ -34,6 +36,21 @@ def keep_to_threads(count: int) -> None:
 
     torch.set_num_threads(count)
     threadpool_limits(limits=count, user_api="blas")
+
+
+@contextmanager
+def numpy_threads(count: int) -> Iterator[None]:
+    """Keep the linear algebra that numpy and scipy call to some threads inside, without loading torch.
+
+    Threads that wait for small products take a core each, and make them slower.
+
+    Args:
+        count: threads, >= 1.
+    """
+    from threadpoolctl import threadpool_limits  # noqa: PLC0415  it looks through all loaded libraries
+
+    with threadpool_limits(limits=count, user_api="blas"):
+        yield
 
 
 def _cpu() -> str:
