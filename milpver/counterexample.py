@@ -140,7 +140,7 @@ def verify_property(
     masks = budget if isinstance(budget, Budget) else parse_budget(budget, joint.networks[0])
     chosen = options or Options(solver="auto")
     question = _Question(joint, prop, joint.budget(masks), chosen, should_stop, spent)
-    with numpy_threads(chosen.threads):
+    with numpy_threads(1):  # its products are too small for more, which would wait for each other
         question.run()
         return question.answer()
 
