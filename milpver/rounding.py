@@ -30,7 +30,7 @@ from milpver.graph import Affine, Gate, Graph, Input, Masks, Max, Relu
 from milpver.linear import Dense, Float, LinearMap, magnitude
 from milpver.network import Network
 
-__all__ = ["float32_error"]
+__all__ = ["float32_error", "gamma"]
 
 #: Roundings a layer may have beside its sums and products: a normalisation folded into it, a reciprocal.
 _SLACK = 8
@@ -44,6 +44,12 @@ _MOST_ENTRIES = 16_000_000
 
 #: The bounds are themselves sums of rounded products, all of them of numbers >= 0.
 _OUTWARD = 1 + 2.0**-20
+
+
+def gamma(terms: int) -> float:
+    """An upper bound of gamma_n for n = ``terms`` in float64, u = 2^-53."""
+    unit = 2.0**-53
+    return terms * unit / (1.0 - 2.0 * terms * unit)
 
 
 def float32_error(

@@ -13,15 +13,11 @@ from __future__ import annotations
 
 import torch
 
+from milpver.rounding import gamma
+
 __all__ = ["gamma", "outward", "sum_error"]
 
-_UNIT = 2.0**-53
 _TINY = 2.0**-1022
-
-
-def gamma(terms: int) -> float:
-    """An upper bound of gamma_n for n = ``terms``."""
-    return terms * _UNIT / (1.0 - 2.0 * terms * _UNIT)
 
 
 def sum_error(magnitude: torch.Tensor, terms: int) -> torch.Tensor:

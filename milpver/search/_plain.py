@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 
 from milpver.graph import Affine, Graph, Input, Max, Relu
 from milpver.linear import Dense, Float, Int, LinearMap, magnitude
+from milpver.rounding import gamma
 
 __all__ = ["PlainCrown", "supported"]
 
-_UNIT, _TINY = 2.0**-53, 2.0**-1022
+_TINY = 2.0**-1022
 #: Numbers that are too large end as infinities and NaN, which ``_outward`` turns into no bound.
 _quiet = np.errstate(over="ignore", invalid="ignore")
 #: Elements of a temporary of one step backward.
@@ -88,10 +89,10 @@ class PlainCrown:
             match node:
                 case Input():
                     low, high = self.lower, self.upper
-                    size = size + _gamma(2 * node.size + 8) * np.maximum(np.abs(low), np.abs(high))
+                    size = size + gamma(2 * node.size + 8) * np.maximum(np.abs(low), np.abs(high))
                 case Affine():
                     low, high, sizes = self._affine(index, node, lows, highs)
-                    size = size + _gamma(4 * (node.size + 4)) * sizes
+                    size = size + gamma(4 * (node.size + 4)) * sizes
                 case Relu():
                     low, high = np.maximum(lows[node.source], 0.0), np.maximum(highs[node.source], 0.0)
                 case _:
@@ -108,10 +109,10 @@ class PlainCrown:
                     low, high = self.low[0, part].copy(), self.high[0, part].copy()
             largest = np.maximum(np.abs(low), np.abs(high))
             if index in self.spans:
-                size = size + _gamma(32) * largest
+                size = size + gamma(32) * largest
             self._largest.append(largest)
             if size.any():
-                self._charges[index] = size * (1 + _gamma(64))
+                self._charges[index] = size * (1 + gamma(64))
             if index > 0:
                 lows.append(low)
                 highs.append(high)
@@ -131,7 +132,7 @@ class PlainCrown:
             radius = radius + absolute.apply((high - low) / 2)
             sizes = sizes + absolute.apply(np.maximum(np.abs(low), np.abs(high)))
             terms += 2 * linear.row_terms + 8
-        error = sizes * _gamma(2 * terms + 6) + (terms + 1) * _TINY
+        error = sizes * gamma(2 * terms + 6) + (terms + 1) * _TINY
         return *_outward(centre[0] - radius[0], centre[0] + radius[0], error[0]), sizes[0]
 
     @_quiet
@@ -261,7 +262,7 @@ class PlainCrown:
                     added = c @ node.bias
                 case Relu():
                     through, added = _through_relu(c, owner, lines[node.source])
-                    error -= _gamma(2 * node.size + 32) * added
+                    error -= gamma(2 * node.size + 32) * added
                     sent = [(node.source, through)]
                 case _:
                     sent = [(node.sources[0], c)]
@@ -271,9 +272,9 @@ class PlainCrown:
             for source, part in sent:
                 before = pending.get(source)
                 if before is not None:
-                    error += _gamma(4) * ((np.abs(before) + np.abs(part)) @ self._largest[source])
+                    error += gamma(4) * ((np.abs(before) + np.abs(part)) @ self._largest[source])
                 pending[source] = part if before is None else before + part
-        error = error * (1 + _gamma(4096)) + _gamma(4 * additions) * summed + 1e-300
+        error = error * (1 + gamma(4096)) + gamma(4 * additions) * summed + 1e-300
         return _outward(constant, constant, error)[0], slope
 
     @_quiet
@@ -312,11 +313,6 @@ class PlainCrown:
                 pending[source] = (part, spread) if before is None else (before[0] + part, before[1] + spread)
         c, r = pending[0]
         return np.asarray(np.abs(c) + r)
-
-
-def _gamma(terms: int) -> float:
-    """An upper bound of gamma_n = n u / (1 - n u) for n = ``terms``, u = 2^-53."""
-    return terms * _UNIT / (1.0 - 2.0 * terms * _UNIT)
 
 
 def _outward(low: Float, high: Float, error: Float) -> tuple[Float, Float]:
