@@ -535,8 +535,7 @@ class _Question:
     def _halve(self, case: _Case, limits: SearchLimits) -> tuple[Float, int]:
         """Halve a region's box, without torch: lower bounds of the alternatives, and boxes bounded."""
         region, waiting = case.region, ~self._proven(case)
-        pairs = [(each.rows, each.limits) for each in region.alternatives]
-        goal = Goal.of(region.lower, region.upper, list(compress(pairs, waiting)))
+        goal = Goal.of(region.lower, region.upper, list(compress(region.pairs, waiting)))
 
         def offer(x: Float, removed: RemovedGates) -> Float:
             return self._replayed(case, x, removed)[waiting]
@@ -553,9 +552,13 @@ class _Question:
         from milpver.search.box import BoxSearch  # noqa: PLC0415  loads torch
 
         region = case.region
-        pairs = [(each.rows, each.limits) for each in region.alternatives]
         search = BoxSearch(
-            self._tensors, self.budget, region.lower, region.upper, pairs, partial(self._replayed, case)
+            self._tensors,
+            self.budget,
+            region.lower,
+            region.upper,
+            region.pairs,
+            partial(self._replayed, case),
         )
         with torch_threads(self.options.threads):
             result = search.run(limits)
@@ -678,11 +681,10 @@ class _Question:
 def _case(region: Region) -> _Case:
     """A region of which nothing is known."""
     count = len(region.alternatives)
-    pairs = [(each.rows, each.limits) for each in region.alternatives]
     inside = region.has_float32
     low = region.inner_lower if inside else region.lower
     high = region.inner_upper if inside else region.upper
-    goal = Goal.of(low, high, pairs)
+    goal = Goal.of(low, high, region.pairs)
     nothing = np.full(count, -np.inf)
     return _Case(region, goal, nothing, nothing.copy(), np.full(count, np.inf), np.tile(low, (count, 1)))
 

@@ -111,6 +111,11 @@ class Region:
     alternatives: tuple[Alternative, ...]
 
     @property
+    def pairs(self) -> list[tuple[Float, Float]]:
+        """The alternatives as (A, b), as attacks and searches take them."""
+        return [(each.rows, each.limits) for each in self.alternatives]
+
+    @property
     def has_float32(self) -> bool:
         """Whether any float32 input lies in the box."""
         return bool(np.all(self.inner_lower <= self.inner_upper))
